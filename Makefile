@@ -1,0 +1,20 @@
+.PHONY: demo test lint
+PYTHON ?= python3
+BIN = .venv/bin
+
+demo: .venv/done
+	$(BIN)/python -m dense_retrieval.run
+
+test: .venv/done lint
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+lint: .venv/done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/done: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

@@ -1,0 +1,208 @@
+"""Typed schemas of ``conf/``: every setting with its type, unit and meaning.
+
+A wrong key or type in a config file or on the command line fails before anything is loaded.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from omegaconf import MISSING, OmegaConf
+
+from dense_retrieval.records import InputError
+
+_HERE = Path(__file__).resolve().parent
+# In a checkout conf/ stands beside the package, in a wheel inside it.
+CONF = str(next(p for p in (_HERE / "conf", _HERE.parent / "conf") if p.is_dir()))
+
+
+@dataclass
+class QueryType:
+    """Which training queries: ``conf/querytype/``."""
+
+    types: list[str] = MISSING  # equal shares of each
+    total: int | None = None  # training queries in all, before the filters; None = all there are
+
+
+@dataclass
+class Retriever:
+    """Candidates for training queries, and the BM25 of the results table: ``conf/retriever/``."""
+
+    bm25: bool = MISSING
+    dense: bool = MISSING  # the untuned student; with bm25, fused by reciprocal rank
+    k: int = 100  # candidates a query
+    fusion_k: int = 60  # reciprocal rank fusion: 1 / (fusion_k + rank)
+    library: str = "bm25s"  # or rank_bm25; both rank alike
+    k1: float = 0.9
+    b: float = 0.4
+
+
+@dataclass
+class Student:
+    """``conf/student/``"""
+
+    _target_: str = "dense_retrieval.student.bi_encoder.BiEncoder.load"
+    path: str = MISSING  # folder or hub name
+    revision: str | None = None  # branch, tag or commit on the hub
+    pooling: str = MISSING  # cls or mean
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    query_length: int = 64  # tokens
+    passage_length: int = 512  # tokens
+    dropout: float = 0.0  # probability
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Teacher:
+    """``conf/teacher/``"""
+
+    _target_: str = "dense_retrieval.teacher.sequence_classifier.SequenceClassifier.load"
+    path: str = MISSING  # folder or hub name
+    revision: str | None = None
+    adapter: str | None = None  # folder of a LoRA adapter on it
+    max_length: int = 512  # tokens of a pair
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Loss:
+    """``conf/loss/``; temperatures are numbers or "auto"."""
+
+    _target_: str = "dense_retrieval.losses.combined.DistillationLoss"
+    listwise_weight: float = MISSING
+    infonce_weight: float = MISSING
+    student_temperature: Any = "auto"  # of the cosines, in the listwise loss
+    teacher_temperature: Any = "auto"  # of the normalised teacher scores
+    infonce_temperature: float = 0.01
+    false_negative_ratio: float = 0.6  # of the positive's teacher score: above it no negative
+
+
+@dataclass
+class Groups:
+    """Filters and labels."""
+
+    list_size: int = 10  # passages a query
+    source_top_k: int = 20  # the retriever must rank a query's source passage within
+    teacher_top1: bool = True  # the teacher must rank it first
+    min_top_percentile: float = 25.0  # of all scores: a query's best score must reach it
+    dev_fraction: float = 0.1  # of the source passages
+
+
+@dataclass
+class Trainer:
+    """``conf/trainer/``"""
+
+    batch_size: int = 32  # queries a step, with all their passages
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup_epochs: float = 0.5
+    min_warmup_steps: int = 2
+    final_learning_rate: float = 0.1  # fraction of the peak, reached in the last epoch
+    clip: float = 1.0  # gradient norm
+    max_epochs: int = 3
+    patience: int = 2  # epochs without a better dev loss
+    max_tokens: int = 4096  # padded tokens that a pass holds activations for; changes speed only
+    devices: int = 1
+
+
+@dataclass
+class Evaluation:
+    headroom_queries: int | None = 100  # test queries that the teacher reranks; None = all
+    headroom_k: int = 20  # of the untuned student's best passages
+
+
+@dataclass
+class Logger:
+    """``conf/logger/``: Weights & Biases."""
+
+    enabled: bool = True
+    project: str = "dense_retrieval"
+
+
+@dataclass
+class Config:
+    """``conf/config.yaml``"""
+
+    data: Any = MISSING
+    querytype: QueryType = MISSING
+    generator: Any = MISSING
+    retriever: Retriever = MISSING
+    teacher: Any = MISSING
+    student: Student = MISSING
+    loss: Loss = MISSING
+    trainer: Trainer = MISSING
+    logger: Logger = MISSING
+    experiment: Any = None
+    groups: Groups = field(default_factory=Groups)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    precision: str = "32-true"  # or bf16-mixed: of training, embeddings and teacher scores
+    device: str = "auto"  # cpu, cuda, or auto: cuda where there is one
+    cache_dir: str = "cache"  # finished stages, shared by all runs
+
+
+@dataclass
+class TeacherTraining:
+    """``conf/train_teacher.yaml``, for ``python -m dense_retrieval.teacher.train``."""
+
+    base: str = MISSING  # folder or hub name of the bi-encoder whose weights it starts from
+    output: str = MISSING  # folder for the adapter
+    queries: int = 5000  # training queries; the next 200 measure it
+    negatives_each: int = 2  # from BM25's list and from the bi-encoder's; one more shares the topic
+    depth: int = 20  # candidates that the negatives are drawn from
+    max_length: int = 128  # tokens of a pair
+    rank: int = 48  # of the LoRA matrices
+    learning_rate: float = 1e-3
+    batch_size: int = 16  # queries a step
+    max_tokens: int = 4096  # padded tokens a forward pass
+    seed: int = 0
+
+
+def package_file(module: str, relative: str) -> str:
+    """Absolute path of a file that an installed package ships: ``${package_file:module,relative}``.
+
+    Raises:
+        InputError: the package is not installed, or has no such file.
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise InputError(f"the package {module!r} is not installed: pip install {module.replace('_', '-')}")
+    path = Path(spec.origin).parent / relative
+    if not path.exists():
+        raise InputError(f"the package {module!r} has no {relative!r}; reinstall it")
+    return str(path)
+
+
+def one_line_errors(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A Hydra main function whose InputErrors are printed as one line, without a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(config: Any) -> Any:
+        try:
+            return main(config)
+        except InputError as error:
+            raise CompactHydraException(f"error: {error}") from None
+
+    return wrapped
+
+
+OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+_store = ConfigStore.instance()
+_store.store(name="schema", node=Config)
+_store.store(name="teacher_training_schema", node=TeacherTraining)
+for _group, _schema in {
+    "querytype": QueryType,
+    "retriever": Retriever,
+    "student": Student,
+    "teacher": Teacher,
+    "loss": Loss,
+    "trainer": Trainer,
+    "logger": Logger,
+}.items():
+    _store.store(group=_group, name="schema", node=_schema)

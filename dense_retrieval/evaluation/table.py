@@ -1,0 +1,77 @@
+"""The results of a run as a table, and what it says about the teacher."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from dense_retrieval.evaluation.significance import Difference, t_test
+
+SHOWN = ["nDCG@10", "R@100", "MRR@10"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system: its mean metrics, and how they differ from the untuned student's."""
+
+    system: str
+    n: int  # queries
+    means: dict[str, float]
+    differences: dict[str, Difference]  # empty for the untuned student itself
+
+
+def rows(systems: dict[str, dict[str, np.ndarray]], baseline: str) -> list[Row]:
+    """A row a system, each compared with ``baseline`` on the queries that both have.
+
+    Args:
+        systems: name -> metric -> ``(Q,)`` values, NaN where a query was not evaluated.
+    """
+    table = []
+    for name, metrics in systems.items():
+        differences = (
+            {}
+            if name == baseline
+            else {m: t_test(values, systems[baseline][m]) for m, values in metrics.items()}
+        )
+        n = int((~np.isnan(metrics["nDCG@10"])).sum())
+        table.append(Row(name, n, {m: float(np.nanmean(v)) for m, v in metrics.items()}, differences))
+    return table
+
+
+def cell(row: Row, metric: str) -> str:
+    """``0.775  +0.066 (p<0.001)``"""
+    if metric not in row.differences:
+        return f"{row.means[metric]:.3f}"
+    difference = row.differences[metric]
+    p = "p<0.001" if difference.p_value < 0.001 else f"p={difference.p_value:.3f}"
+    return f"{row.means[metric]:.3f}  {difference.mean:+.3f} ({p})"
+
+
+def markdown(table: list[Row]) -> str:
+    lines = [["system", "queries", *SHOWN], ["---", "---:", *["---"] * len(SHOWN)]]
+    lines += [[row.system, str(row.n), *(cell(row, metric) for metric in SHOWN)] for row in table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def terminal(table: list[Row], title: str) -> Table:
+    shown = Table(title=title, caption="differences and p-values (paired t-test) to the untuned student")
+    shown.add_column("system")
+    shown.add_column("queries", justify="right")
+    for metric in SHOWN:
+        shown.add_column(metric)
+    for row in table:
+        shown.add_row(row.system, str(row.n), *(cell(row, metric) for metric in SHOWN))
+    return shown
+
+
+def headroom_warning(teacher: Row) -> str | None:
+    """Where the teacher ranks no better than the student, there is nothing to learn from it."""
+    difference = teacher.differences["nDCG@10"]
+    if difference.mean > 0:
+        return None
+    student = teacher.means["nDCG@10"] - difference.mean
+    return (
+        f"the teacher reranks the untuned student's top passages to nDCG@10 {teacher.means['nDCG@10']:.3f}, the "
+        f"student alone reaches {student:.3f} on the same {difference.n} queries: distilling from this teacher "
+        "can hardly help here; choose another with teacher="
+    )

@@ -1,0 +1,100 @@
+"""From scored candidate lists to training groups: the teacher's filter, labels, train and dev."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dense_retrieval.records import CandidateList, Groups, InputError
+
+
+@dataclass(frozen=True)
+class Built:
+    """The groups, and what is reported of how they came about."""
+
+    groups: Groups
+    normalised: np.ndarray  # (Q, K) scores 0..1 of all lists, also those filtered out; -inf = padding
+    yields: dict[str, dict[str, int]]  # query type -> step -> queries left
+
+
+def build(
+    scored: CandidateList,
+    source: np.ndarray,
+    querytypes: Sequence[str],
+    *,
+    list_size: int,
+    teacher_top1: bool = True,
+    min_top_percentile: float = 25.0,
+    dev_fraction: float = 0.1,
+    seed: int = 0,
+) -> Built:
+    """The paper's steps 8 to 10.
+
+    A query stays if its list has ``list_size`` passages, if (``teacher_top1``) the teacher ranks
+    its source passage first, and if its top score reaches the ``min_top_percentile`` of all scores of its
+    type. The 1st..99th percentile of a type's scores is mapped to 0..1 and clipped. All queries of
+    one source passage fall on the same side of train and dev.
+
+    Args:
+        scored: ``(Q, K)`` raw teacher scores; a query without candidates was dropped before.
+        source: ``(Q,)`` row of each query's source passage.
+        querytypes: Q names.
+
+    Raises:
+        InputError: no group is left, or too few to have one on each side.
+    """
+    ranked = scored.ranked()
+    types = np.array(querytypes)
+    listed = ranked.passages[:, 0] >= 0
+    full = listed & ((ranked.passages[:, :list_size] >= 0).sum(1) == list_size)
+    first = full & (ranked.passages[:, 0] == source if teacher_top1 else True)
+    kept = np.zeros(len(source), dtype=bool)
+    normalised = np.full(scored.scores.shape, -np.inf, dtype=np.float32)
+    for name in np.unique(types):
+        of_type = types == name
+        if not (of_type & first).any():
+            continue
+        survivors = ranked.scores[of_type & first, :list_size]
+        low, floor, high = np.percentile(survivors, [1, min_top_percentile, 99])
+        kept |= of_type & first & (ranked.scores[:, 0] >= floor)
+        # Where all scores are alike they say nothing: all become 0.
+        scaled = np.clip((scored.scores - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
+        normalised[of_type] = np.where(scored.passages >= 0, scaled, -np.inf)[of_type]
+    steps = {"retriever filter": listed, f"{list_size} passages": full, "teacher filter": first, "labels": kept}
+    yields = {
+        str(name): {"queries": int((types == name).sum())}
+        | {step: int((mask & (types == name)).sum()) for step, mask in steps.items()}
+        for name in np.unique(types)
+    }
+    if kept.sum() < 2:
+        counts = ", ".join(f"{int(mask.sum())} after {step}" for step, mask in steps.items())
+        raise InputError(
+            f"of {len(source)} training queries {counts}: too few to train on; loosen groups.source_top_k, "
+            "groups.list_size, groups.teacher_top1=false or groups.min_top_percentile, or bring more queries"
+        )
+    labelled = CandidateList(scored.passages, np.where(scored.passages >= 0, scored.scores, -np.inf))
+    order = np.argsort(-labelled.scores[kept], axis=1, kind="stable")[:, :list_size]
+    groups = Groups(
+        query=np.flatnonzero(kept),
+        passages=np.take_along_axis(scored.passages[kept], order, 1),
+        teacher=np.take_along_axis(normalised[kept], order, 1),
+        source=source[kept],
+        dev=dev_side(source[kept], dev_fraction, seed),
+    )
+    for name in yields:
+        of_type = types[groups.query] == name
+        yields[name] |= {"train": int((of_type & ~groups.dev).sum()), "dev": int((of_type & groups.dev).sum())}
+    return Built(groups, normalised, yields)
+
+
+def dev_side(source: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """``(G,)`` bool: the groups of a random ``fraction`` of the source passages, of one at least.
+
+    Raises:
+        InputError: there is only one source passage.
+    """
+    passages = np.random.default_rng(seed).permutation(np.unique(source))
+    if len(passages) < 2:
+        raise InputError("all training queries come from one passage: there is none left for the dev set")
+    n = min(max(1, round(fraction * len(passages))), len(passages) - 1)
+    return np.isin(source, passages[:n])

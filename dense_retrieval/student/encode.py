@@ -1,0 +1,63 @@
+"""Embeddings of all texts of a table."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from dense_retrieval.batching import pack
+from dense_retrieval.stage import in_shards
+from dense_retrieval.student.tokens import Tokens
+
+_TOKENS_A_SHARD = 20_000_000  # what a kill can cost
+
+
+@torch.inference_mode()
+def encode(
+    model: nn.Module,
+    tokens: Tokens,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    bf16: bool = False,
+    max_tokens: int = 4096,
+    label: str = "encoding",
+) -> None:
+    """Write ``folder/embeddings.npy`` ``(N, D)`` float32: one embedding a text, of length 1.
+
+    Texts are sorted by length, so that little is padding, and embedded in shards that survive a
+    kill: a second call on the same folder goes on where the first one stopped.
+
+    Args:
+        model: gives ``(B, D)`` for ``input_ids`` and ``attention_mask`` ``(B, T)``.
+        bf16: compute under bfloat16 autocast.
+        max_tokens: padded tokens a forward pass.
+    """
+    model = model.to(device).eval()
+    order = np.argsort(-tokens.lengths, kind="stable")
+    shard_of = np.cumsum(tokens.lengths[order]) // _TOKENS_A_SHARD
+    parts = np.split(order, np.flatnonzero(np.diff(shard_of)) + 1)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
+    with Progress(transient=True) as progress, autocast:
+        bar = progress.add_task(label, total=int(tokens.lengths.sum()))
+
+        def embed(rows: np.ndarray) -> np.ndarray:
+            out = np.empty((len(rows), model.dimension), dtype=np.float32)
+            for batch in pack(tokens.lengths[rows], max_tokens):
+                inputs = {k: v.to(device) for k, v in tokens.batch(rows[batch]).items()}
+                out[batch] = model(**inputs).float().cpu().numpy()
+                progress.advance(bar, int(tokens.lengths[rows[batch]].sum()))
+            return out
+
+        shards = in_shards(folder, parts, embed)
+    embeddings = np.lib.format.open_memmap(
+        folder / "embeddings.npy", "w+", np.float32, (len(tokens), model.dimension)
+    )
+    for rows, shard in zip(parts, shards, strict=True):
+        embeddings[rows] = shard
+    embeddings.flush()
+    for file in folder.glob("shard-*.npy"):
+        file.unlink()

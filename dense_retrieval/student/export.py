@@ -1,0 +1,53 @@
+"""The student as a sentence-transformers folder."""
+
+import json
+from pathlib import Path
+
+from dense_retrieval.student.bi_encoder import BiEncoder
+
+
+def export(student: BiEncoder, folder: Path, card: str) -> None:
+    """Write a folder that ``SentenceTransformer(folder)`` opens and that gives our embeddings.
+
+    Pooling, normalisation and length limit travel inside; the prefixes as the prompts "query" and
+    "document", which ``encode_query`` and ``encode_document`` use.
+
+    Args:
+        card: Markdown for the folder's README.md.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    student.transformer.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
+    modules = ["models.Transformer", "models.Pooling", "models.Normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    _write(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{module}"}
+            for i, (module, path) in enumerate(zip(modules, paths, strict=True))
+        ],
+    )
+    _write(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": student.dimension,
+            "pooling_mode_cls_token": student.pooling == "cls",
+            "pooling_mode_mean_tokens": student.pooling == "mean",
+        },
+    )
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": student.passage_length})
+    _write(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {"query": student.query_prefix, "document": student.passage_prefix},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    (folder / "README.md").write_text(card)
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2))

@@ -1,0 +1,62 @@
+"""Token ids of a table of texts, computed once and memory-mapped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dense_retrieval.batching import pad
+
+_TEXTS_AT_ONCE = 10_000
+
+
+class Tokens:
+    """N token sequences: ``ids (total,)`` int32, flat, and ``offsets (N + 1,)`` int64."""
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, pad_id: int) -> None:
+        self.ids = ids
+        self.offsets = offsets
+        self.pad_id = pad_id
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokens":
+        with np.load(folder / "index.npz") as index:
+            offsets, pad_id = index["offsets"], int(index["pad_id"])
+        return cls(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"), offsets, pad_id)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """``(N,)`` tokens of each text, special tokens included."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """Right-padded ``input_ids`` and ``attention_mask`` ``(B, T)`` of some rows."""
+        return self.pad([self[row] for row in rows])
+
+    def pad(self, sequences: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        return pad(sequences, self.pad_id)
+
+
+def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, folder: Path) -> dict[str, int]:
+    """Write the :class:`Tokens` of ``prefix + text``, cut at ``max_length`` tokens, into ``folder``.
+
+    Returns:
+        Counts of texts and of tokens, special ones included.
+    """
+    lengths = []
+    with (folder / "ids.bin").open("wb") as stream:
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            prefixed = [prefix + text for text in texts[start : start + _TEXTS_AT_ONCE]]
+            ids = tokenizer(prefixed, truncation=True, max_length=max_length)["input_ids"]
+            lengths += [len(i) for i in ids]
+            np.concatenate([np.array(i, dtype=np.int32) for i in ids]).tofile(stream)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.savez(folder / "index.npz", offsets=offsets, pad_id=tokenizer.pad_token_id)
+    return {"texts": len(texts), "tokens": int(offsets[-1])}

@@ -1,0 +1,136 @@
+"""Training: from groups to the student with the best dev loss."""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+from safetensors.torch import load_model, save_model
+
+from dense_retrieval.groups.datamodule import GroupsDataModule
+from dense_retrieval.training.module import DistillationModule
+
+
+class DevSelection(Callback):
+    """The paper's checkpoint rule.
+
+    Before the first epoch and after each one the dev losses are computed. The weights of the least
+    listwise + 0.1 InfoNCE are kept; training stops after ``patience`` epochs in which neither that
+    nor the listwise dev loss improved. All of it, with the optimiser, is in ``last.ckpt``.
+    """
+
+    def __init__(self, folder: Path, patience: int) -> None:
+        self.folder = folder
+        self.patience = patience
+        self.curve: list[dict[str, float]] = []
+
+    @property
+    def best_epoch(self) -> int:
+        """Epochs trained when the dev loss was least; 0 is the untuned student."""
+        return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch]["loss"])
+
+    def on_train_start(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        if not self.curve:
+            self._measure(trainer, module)
+        elif self._stale() >= self.patience:  # killed after it had stopped
+            trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # So that an epoch's dropout does not depend on what ran before it in this process.
+        torch.manual_seed(hash((trainer.datamodule.seed, trainer.current_epoch)) % 2**32)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        self._measure(trainer, module)
+        if self._stale() >= self.patience:
+            trainer.should_stop = True
+        unfinished = self.folder / "last.tmp"
+        trainer.save_checkpoint(unfinished)
+        if trainer.is_global_zero:
+            os.replace(unfinished, self.folder / "last.ckpt")
+
+    def _measure(self, trainer: pl.Trainer, module: DistillationModule) -> None:
+        self.curve.append(module.dev_terms(trainer.datamodule.val_dataloader()))
+        values = {f"dev/{name}": value for name, value in self.curve[-1].items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        if self.best_epoch == len(self.curve) - 1 and trainer.is_global_zero:
+            save_model(module.student, self.folder / "best.safetensors")
+
+    def _stale(self) -> int:
+        """Epochs since the dev loss or its listwise part was last at its least."""
+        last_best = max(
+            min(range(len(self.curve)), key=lambda epoch, name=name: self.curve[epoch][name])
+            for name in ("loss", "listwise")
+        )
+        return len(self.curve) - 1 - last_best
+
+    def state_dict(self) -> dict:
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.curve = state["curve"]
+
+
+def fit(
+    module: DistillationModule,
+    data: GroupsDataModule,
+    folder: Path,
+    *,
+    max_epochs: int,
+    patience: int = 2,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    devices: int = 1,
+    loggers: list[Logger] | None = None,
+) -> dict:
+    """Train, and leave the student with the weights of the least dev loss.
+
+    A run that was killed goes on after its last finished epoch when it is called again with the
+    same ``folder``, and ends with the weights of an unbroken run.
+
+    Args:
+        folder: for checkpoints and curves (``last.ckpt``, ``best.safetensors``, ``curves/``).
+        loggers: get the curves too, as they come.
+
+    Returns:
+        ``best_epoch`` (0 = the untuned student), ``epochs``, ``steps``, and ``dev``: the dev losses
+        before training and after each epoch.
+    """
+    selection = DevSelection(folder, patience)
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*defined a `validation_step`.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    trainer = pl.Trainer(
+        max_epochs=max_epochs,
+        precision=precision,  # type: ignore[arg-type]
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp_spawn" if devices > 1 else "auto",
+        use_distributed_sampler=False,
+        callbacks=[selection, RichProgressBar()],
+        logger=[CSVLogger(folder, name="curves", version=""), *(loggers or [])],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    load_model(module.student, folder / "best.safetensors")
+    module.student.eval()
+    summary = {
+        "best_epoch": selection.best_epoch,
+        "epochs": len(selection.curve) - 1,
+        "steps": trainer.global_step,
+        "dev": selection.curve,
+    }
+    (folder / "training.json").write_text(json.dumps(summary, indent=1))
+    return summary

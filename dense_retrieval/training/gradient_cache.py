@@ -1,0 +1,145 @@
+"""Exact gradients of a loss over a whole batch's embeddings, in bounded memory (arXiv 2101.06983).
+
+1. Encode all chunks of the batch without a graph.
+2. Compute the loss and its gradient with respect to the embeddings.
+3. Encode each chunk again, now with a graph, and backpropagate its part of that gradient.
+
+With several processes every one of them has the whole batch, encodes its share of the chunks, and
+gets all embeddings by one sum over the processes; then each computes the same loss, backpropagates
+its own chunks, and the parameters' gradients are summed once. So processes may have different
+numbers of chunks, and any number of them gives the gradients of one.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dense_retrieval.batching import pack
+
+Terms = dict[str, Tensor]
+
+
+class Texts(Protocol):
+    """N tokenised texts."""
+
+    lengths: np.ndarray  # (N,) tokens
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` of some rows, padded, on the encoder's device."""
+
+
+def backward(
+    encoder: nn.Module,
+    texts: Texts,
+    loss: Callable[[Tensor], Terms],
+    *,
+    chunk_tokens: int,
+    graph_tokens: int,
+) -> Terms:
+    """Add the gradients of ``loss(embeddings)["loss"]`` to the encoder's parameters.
+
+    Args:
+        encoder: gives ``(n, D)`` for ``input_ids`` and ``attention_mask`` ``(n, T)``; has ``dimension``.
+        loss: of embeddings ``(N, D)``, float32.
+        chunk_tokens: padded tokens a forward pass.
+        graph_tokens: padded tokens whose activations fit in memory together. A batch within it is
+            encoded once, in one ordinary pass.
+
+    Returns:
+        The loss's terms, detached.
+    """
+    chunks = pack(texts.lengths, chunk_tokens)
+    padded = sum(len(rows) * int(texts.lengths[rows].max()) for rows in chunks)
+    with _no_cast_cache():
+        if _processes() == 1 and padded <= graph_tokens:
+            embeddings = torch.cat([encoder(**texts.batch(rows)) for rows in chunks])
+            terms = loss(embeddings[np.argsort(np.concatenate(chunks))])
+            terms["loss"].backward()
+        else:
+            mine = _share(chunks)
+            embeddings, states = _encode(encoder, texts, mine)
+            embeddings.requires_grad_()
+            terms = loss(embeddings)
+            terms["loss"].backward()
+            assert embeddings.grad is not None
+            for rows, state in zip(mine, states, strict=True):
+                with state.replayed():
+                    again = encoder(**texts.batch(rows))
+                again.backward(embeddings.grad[rows].to(again.dtype))
+            _sum_gradients(encoder)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def embed(encoder: nn.Module, texts: Texts, chunk_tokens: int) -> Tensor:
+    """Embeddings ``(N, D)`` without gradients, the work shared by the processes."""
+    with _no_cast_cache():
+        return _encode(encoder, texts, _share(pack(texts.lengths, chunk_tokens)))[0]
+
+
+def _share(chunks: list[np.ndarray]) -> list[np.ndarray]:
+    """This process's chunks: dealt out in turn, and as they are sorted by length, about equal."""
+    return chunks[dist.get_rank() :: _processes()] if _processes() > 1 else chunks
+
+
+@torch.no_grad()
+def _encode(
+    encoder: nn.Module, texts: Texts, chunks: list[np.ndarray]
+) -> tuple[Tensor, list["_RandomState"]]:
+    weight = next(encoder.parameters())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    embeddings = torch.zeros(len(texts.lengths), encoder.dimension, dtype=dtype, device=weight.device)
+    states = []
+    for rows in chunks:
+        states.append(_RandomState(weight.device))
+        embeddings[rows] = encoder(**texts.batch(rows)).to(dtype)
+    if _processes() > 1:
+        dist.all_reduce(embeddings)  # the other processes' rows are 0 here
+    return embeddings, states
+
+
+def _sum_gradients(encoder: nn.Module) -> None:
+    if _processes() == 1:
+        return
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:  # a process without a chunk
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _RandomState:
+    """The random state before a chunk's first pass, so that dropout is the same in the second."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        self.cpu = torch.get_rng_state()
+        self.cuda = [torch.cuda.get_rng_state(d) for d in self.devices]
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.cpu)
+            for device, state in zip(self.devices, self.cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+
+@contextmanager
+def _no_cast_cache() -> Iterator[None]:
+    """Without autocast's cache of cast weights: what the first pass, without a graph, put there
+    would cut the second pass off from the weights."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

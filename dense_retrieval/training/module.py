@@ -1,0 +1,152 @@
+"""The LightningModule: a student, its loss, and one exact gradient step a batch."""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from dense_retrieval.groups.batch import Batch
+from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.records import InputError
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.tokens import Tokens
+from dense_retrieval.training.gradient_cache import Terms, backward, embed
+
+
+class BatchTexts:
+    """The B queries of a batch, then its U unique passages: B + U token sequences."""
+
+    def __init__(self, batch: Batch, queries: Tokens, passages: Tokens, device: torch.device) -> None:
+        sources = (queries, batch.queries.cpu().numpy()), (passages, batch.passages.cpu().numpy())
+        self.sequences = [tokens[int(row)] for tokens, rows in sources for row in rows]
+        self.lengths = np.array([len(sequence) for sequence in self.sequences])
+        self.pad = passages.pad
+        self.device = device
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return {k: v.to(self.device) for k, v in self.pad([self.sequences[r] for r in rows]).items()}
+
+
+class DistillationModule(LightningModule):
+    """Trains a student on groups of passages with the scores of a frozen cross-encoder teacher.
+
+    The teacher ran before: its scores come with the groups, so that it needs no memory here.
+
+    Args:
+        query_tokens, passage_tokens: token ids of all training queries and of the corpus.
+        steps_per_epoch, max_epochs: length of the learning rate's schedule.
+        warmup_epochs, min_warmup_steps: the learning rate rises over the larger of the two.
+        final_learning_rate: fraction of the peak that the linear decay ends at.
+        clip: greatest norm of the gradient.
+        chunk_tokens, graph_tokens: see :func:`gradient_cache.backward`; speed only.
+    """
+
+    def __init__(
+        self,
+        student: BiEncoder,
+        loss: DistillationLoss,
+        query_tokens: Tokens,
+        passage_tokens: Tokens,
+        *,
+        steps_per_epoch: int,
+        max_epochs: int,
+        learning_rate: float,
+        weight_decay: float = 0.01,
+        warmup_epochs: float = 0.5,
+        min_warmup_steps: int = 10,
+        final_learning_rate: float = 0.1,
+        clip: float = 1.0,
+        chunk_tokens: int = 4096,
+        graph_tokens: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student = student
+        self.loss = loss
+        # What the paper selects the checkpoint by, whatever is trained.
+        self.dev_loss = dataclasses.replace(loss, listwise_weight=1.0, infonce_weight=0.1)
+        self.query_tokens = query_tokens
+        self.passage_tokens = passage_tokens
+        self.total_steps = steps_per_epoch * max_epochs
+        self.warmup_steps = max(min_warmup_steps, math.ceil(warmup_epochs * steps_per_epoch))
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.final_learning_rate = final_learning_rate
+        self.clip = clip
+        self.chunk_tokens = chunk_tokens
+        self.graph_tokens = graph_tokens
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)]
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimiser step 0, 1, … as a fraction of its peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        left = (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps)
+        return max(self.final_learning_rate, left)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad()
+        terms = backward(
+            self.student,
+            self._texts(batch),
+            lambda embeddings: self._terms(self.loss, embeddings, batch),
+            chunk_tokens=self.chunk_tokens,
+            graph_tokens=self.graph_tokens,
+        )
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+        if not torch.isfinite(terms["loss"] + norm):
+            raise InputError(
+                f"the training loss is {terms['loss'].item()} and its gradient's norm {norm.item()} at step "
+                f"{self.global_step}; lower trainer.learning_rate, or use precision=32-true"
+            )
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+        logged = {f"train/{name}": term for name, term in terms.items()} | {"train/gradient_norm": norm}
+        self.log_dict(logged | {"train/learning_rate": rate}, prog_bar=False, batch_size=1)
+        self.log("loss", terms["loss"], prog_bar=True, logger=False, batch_size=1)
+
+    @torch.no_grad()
+    def dev_terms(self, batches) -> dict[str, float]:
+        """The dev losses, mean over the dev groups: listwise, infonce, and loss = listwise + 0.1 infonce."""
+        self.student.eval()
+        totals: dict[str, float] = {}
+        n = 0
+        for batch in batches:
+            batch = batch.to(self.device)
+            with self.trainer.precision_plugin.forward_context():
+                embeddings = embed(self.student, self._texts(batch), self.chunk_tokens)
+            for name, term in self._terms(self.dev_loss, embeddings, batch).items():
+                totals[name] = totals.get(name, 0.0) + term.item() * len(batch.queries)
+            n += len(batch.queries)
+        self.student.train()
+        return {name: total / n for name, total in totals.items()}
+
+    def _texts(self, batch: Batch) -> BatchTexts:
+        return BatchTexts(batch, self.query_tokens, self.passage_tokens, self.device)
+
+    @staticmethod
+    def _terms(loss: DistillationLoss, embeddings: Tensor, batch: Batch) -> Terms:
+        """The loss of embeddings ``(B + U, D)``: the queries', then the unique passages'."""
+        queries, passages = embeddings.split([len(batch.queries), len(batch.passages)])
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return loss(
+                lambda: torch.einsum("bd,bkd->bk", queries, passages[batch.slots]),
+                lambda: queries @ passages.T,
+                batch.teacher,
+                batch.positives,
+                batch.multiplicity,
+                batch.masked,
+            )

