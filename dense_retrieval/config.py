@@ -22,6 +22,52 @@ CONF = str(next(p for p in (_HERE / "conf", _HERE.parent / "conf") if p.is_dir()
 
 
 @dataclass
+class Data:
+    """A corpus: ``conf/data/``."""
+
+    _target_: str = MISSING
+    text: str = "title_and_text"  # BEIR's convention, or text_only, the paper's
+    passage_characters: int | None = 2048  # longer passages are cut; None = never
+    drop_self_matches: bool = False  # no query finds the passage that has its id (ArguAna)
+    queries: str | None = None  # file of synthetic queries that come with the corpus
+
+
+@dataclass
+class EmbeddedData(Data):
+    text: str = "text_only"
+
+
+@dataclass
+class FolderData(Data):
+    _target_: str = "dense_retrieval.corpus.beir.read_folder"
+    path: str = MISSING  # folder or zip in BEIR's layout
+    query_characters: int | None = None
+    test_split: str = "test"  # name of the qrels file
+    heldout: int = 100  # passages that no training query may come from
+
+
+@dataclass
+class NamedData(Data):
+    _target_: str = "dense_retrieval.corpus.beir.read_named"
+    name: str = MISSING  # dataset on the hub
+    revision: str | None = None  # branch, tag or commit there
+    zip: bool = False  # BEIR's own zip instead of the hub
+    zip_name: str = MISSING
+    zip_md5: str = MISSING  # as BEIR publishes it
+    query_characters: int | None = None
+    test_split: str = "test"
+    heldout: int = 100
+
+
+@dataclass
+class Generator:
+    """Where synthetic queries come from: ``conf/generator/``."""
+
+    _target_: str = "dense_retrieval.queries.files.read"
+    path: str | None = None
+
+
+@dataclass
 class QueryType:
     """Which training queries: ``conf/querytype/``."""
 
@@ -38,8 +84,8 @@ class Retriever:
     k: int = 100  # candidates a query
     fusion_k: int = 60  # reciprocal rank fusion: 1 / (fusion_k + rank)
     library: str = "bm25s"  # or rank_bm25; both rank alike
-    k1: float = 0.9
-    b: float = 0.4
+    k1: float = 1.5
+    b: float = 0.75
 
 
 @dataclass
@@ -131,9 +177,9 @@ class Config:
 
     data: Any = MISSING
     querytype: QueryType = MISSING
-    generator: Any = MISSING
+    generator: Generator = MISSING
     retriever: Retriever = MISSING
-    teacher: Any = MISSING
+    teacher: Teacher = MISSING
     student: Student = MISSING
     loss: Loss = MISSING
     trainer: Trainer = MISSING
@@ -196,7 +242,10 @@ OmegaConf.register_new_resolver("package_file", package_file, replace=True)
 _store = ConfigStore.instance()
 _store.store(name="schema", node=Config)
 _store.store(name="teacher_training_schema", node=TeacherTraining)
+for _name, _schema in {"embedded": EmbeddedData, "folder": FolderData, "named": NamedData}.items():
+    _store.store(group="data", name=_name, node=_schema)
 for _group, _schema in {
+    "generator": Generator,
     "querytype": QueryType,
     "retriever": Retriever,
     "student": Student,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import bm25s
 import numpy as np
+from bm25s.tokenization import Tokenized
 from rank_bm25 import BM25Okapi
 from rich.progress import track
 
@@ -29,57 +30,63 @@ def search(
         library: ``bm25s`` (sparse matrix, for any corpus) or ``rank_bm25`` (a loop over passages, for
             small ones).
 
+    Returns:
+        ``(Q, k)``, padded where fewer passages share a word with the query.
+
     Raises:
         InputError: another library, or no passage has a word.
     """
     if library not in ("bm25s", "rank_bm25"):
         raise InputError(f"retriever.library={library!r} is unknown; use bm25s or rank_bm25")
-    words = _words(passages)
-    if not any(words):
-        raise InputError("no passage has a word that BM25 could find: every text is empty or of stop words only")
+    words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
+    if not words.vocab:
+        raise InputError(
+            "no passage has a word that BM25 could find: every text is empty or of stop words only"
+        )
     score = _bm25s(words, k1, b) if library == "bm25s" else _rank_bm25(words, k1, b)
     found = CandidateList(
         np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
     )
-    for row, query in enumerate(track(_words(queries), "BM25", transient=True)):
-        if not query:
-            continue
-        # Rounded, so that ties are ties in both libraries (one sums in float32, one in float64).
-        scores = score(query).astype(np.float64).round(4)
-        best = _best(scores, k)
-        found.passages[row, : len(best)] = best
-        found.scores[row, : len(best)] = scores[best]
+    for row, query in enumerate(track(_known_words(queries, words.vocab), "BM25", transient=True)):
+        if query:
+            best, scores = _best(score(query), k)
+            found.passages[row, : len(best)] = best
+            found.scores[row, : len(best)] = scores
     return found
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+def _known_words(queries: Sequence[str], vocabulary: dict[str, int]) -> list[list[int]]:
+    words = bm25s.tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
+    return [[vocabulary[word] for word in query if word in vocabulary] for query in words]
 
 
-def _bm25s(passages: list[list[str]], k1: float, b: float) -> Callable[[list[str]], np.ndarray]:
-    index = bm25s.BM25(k1=k1, b=b, method="lucene")
-    index.index(passages, show_progress=False)
-    return lambda query: index.get_scores([word for word in query if word in index.vocab_dict] or [""])
+def _bm25s(passages: Tokenized, k1: float, b: float) -> Callable[[list[int]], np.ndarray]:
+    # In bm25s' usual float32, sums that should tie do not, and rank otherwise than rank_bm25's.
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
+    index.index(passages, create_empty_token=False, show_progress=False)
+    return index.get_scores_from_ids
 
 
-def _rank_bm25(passages: list[list[str]], k1: float, b: float) -> Callable[[list[str]], np.ndarray]:
-    index = _LuceneIdf(passages, k1=k1, b=b)
+def _rank_bm25(passages: Tokenized, k1: float, b: float) -> Callable[[list[int]], np.ndarray]:
+    index = _LuceneIdf(passages.ids, k1=k1, b=b)
     return lambda query: index.get_scores(query) / (k1 + 1)  # Lucene leaves this constant out
 
 
 class _LuceneIdf(BM25Okapi):
     """rank_bm25's own idf is negative for frequent words, and then replaced by a constant."""
 
-    def _calc_idf(self, nd: dict[str, int]) -> None:
+    def _calc_idf(self, nd: dict[int, int]) -> None:
         n = self.corpus_size
         self.idf = {word: math.log(1 + (n - df + 0.5) / (df + 0.5)) for word, df in nd.items()}
 
 
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k greatest positive scores, best first, ties by row."""
-    if len(scores) > k:
-        least = max(np.partition(scores, -k)[-k], np.finfo(np.float32).tiny)
-        rows = np.flatnonzero(scores >= least)
-    else:
-        rows = np.flatnonzero(scores > 0)
-    return rows[np.argsort(-scores[rows], kind="stable")][:k]
+def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and values of the k greatest positive scores, best first, ties by row."""
+    rows = np.flatnonzero(scores)
+    # The two libraries add a query's words up in different ways: rounded, what ties in one ties in the other.
+    values = scores[rows].round(9)
+    if len(rows) > k:
+        contenders = values >= np.partition(values, -k)[-k]
+        rows, values = rows[contenders], values[contenders]
+    order = np.argsort(-values, kind="stable")[:k]
+    return rows[order], values[order]

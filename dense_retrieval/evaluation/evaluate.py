@@ -12,19 +12,21 @@ from dense_retrieval.records import CandidateList, Qrels
 METRICS = {"nDCG@10": nDCG @ 10, "R@100": R @ 100, "MRR@10": RR @ 10, "MAP@100": AP @ 100}
 
 
-def per_query(ranking: CandidateList, qrels: Qrels, queries: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def per_query(
+    ranking: CandidateList, qrels: Qrels, queries: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Each metric of each judged query.
 
     Args:
         ranking: ``(Q, K)`` passages, best first, of query rows 0..Q-1.
         qrels: rows of the same queries and passages.
-        queries: only these rows; None is all with a relevant passage, as trec_eval does it.
+        queries: only these rows, where judged; None is all with a judgement, as trec_eval does it.
 
     Returns:
         Metric name -> ``(Q,)`` float64, NaN for queries that are not evaluated, 0 for those whose
         ranking is empty.
     """
-    judged = np.unique(qrels.query[qrels.relevance > 0])
+    judged = np.unique(qrels.query)
     wanted = set(judged.tolist() if queries is None else np.intersect1d(judged, queries).tolist())
     gold: dict[str, dict[str, int]] = {}
     for query, passage, relevance in zip(qrels.query, qrels.passage, qrels.relevance, strict=True):
@@ -48,10 +50,17 @@ def per_query(ranking: CandidateList, qrels: Qrels, queries: np.ndarray | None =
 def write_run(
     path: Path, ranking: CandidateList, query_ids: Sequence[str], passage_ids: Sequence[str], tag: str
 ) -> None:
-    """A TREC run file: ``query Q0 passage rank score tag``, ids as in the corpus's files."""
-    with path.open("w") as stream:
+    """A TREC run file: ``query Q0 passage rank score tag``, ids as in the corpus's files.
+
+    trec_eval on this file gives the metrics of :func:`per_query`.
+    """
+    with path.open("w", encoding="utf-8") as stream:
         for query, (passages, scores) in enumerate(zip(ranking.passages, ranking.scores, strict=True)):
+            above = np.float32(np.inf)
             for rank, (passage, score) in enumerate(zip(passages, scores, strict=True), 1):
                 if passage >= 0:
+                    # trec_eval ranks by the score, as float32, and breaks ties by id: ties get the
+                    # next smaller number, so that it ranks as we do.
+                    above = min(np.float32(score), np.nextafter(above, np.float32(-np.inf)))
                     ids = query_ids[query], passage_ids[int(passage)]
-                    stream.write(f"{ids[0]} Q0 {ids[1]} {rank} {score:.6f} {tag}\n")
+                    stream.write(f"{ids[0]} Q0 {ids[1]} {rank} {above:.9g} {tag}\n")

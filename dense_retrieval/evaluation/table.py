@@ -71,7 +71,7 @@ def headroom_warning(teacher: Row) -> str | None:
         return None
     student = teacher.means["nDCG@10"] - difference.mean
     return (
-        f"the teacher reranks the untuned student's top passages to nDCG@10 {teacher.means['nDCG@10']:.3f}, the "
-        f"student alone reaches {student:.3f} on the same {difference.n} queries: distilling from this teacher "
-        "can hardly help here; choose another with teacher="
+        f"the teacher reranks the untuned student's top passages to nDCG@10 {teacher.means['nDCG@10']:.3f}, "
+        f"the student alone reaches {student:.3f} on the same {difference.n} queries: distilling from this "
+        "teacher can hardly help here; choose another with teacher="
     )

@@ -2,15 +2,14 @@
 
 import faiss
 import numpy as np
+from rich.progress import track
 
 from dense_retrieval.records import CandidateList
 
 _PASSAGES_AT_ONCE = 500_000
 
 
-def search(
-    queries: np.ndarray, passages: np.ndarray, k: int, device: str = "cpu"
-) -> CandidateList:
+def search(queries: np.ndarray, passages: np.ndarray, k: int, device: str = "cpu") -> CandidateList:
     """The k passages of greatest inner product with each query, best first.
 
     Args:
@@ -19,14 +18,16 @@ def search(
         device: "cuda" searches on the GPU where the installed FAISS can.
 
     Returns:
-        ``(Q, k)``; padded where the corpus has fewer passages. Equal scores are ordered by row.
+        ``(Q, k)``; padded where the corpus has fewer passages. Equal scores are ordered by row; which
+        of several passages equal to the k-th are left out is FAISS's choice.
     """
     queries = np.ascontiguousarray(queries)
     resources = faiss.StandardGpuResources() if device.startswith("cuda") and faiss.get_num_gpus() else None
     best = CandidateList(
         np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
     )
-    for start in range(0, len(passages), _PASSAGES_AT_ONCE):
+    starts = range(0, len(passages), _PASSAGES_AT_ONCE)
+    for start in track(starts, "search", transient=True, disable=len(starts) < 2):
         part = np.ascontiguousarray(passages[start : start + _PASSAGES_AT_ONCE])
         n = min(k, len(part))
         if resources:
