@@ -153,7 +153,8 @@ class Trainer:
     clip: float = 1.0  # gradient norm
     max_epochs: int = 3
     patience: int = 2  # epochs without a better dev loss
-    max_tokens: int = 4096  # padded tokens that a pass holds activations for; changes speed only
+    chunk_tokens: int = 4096  # padded tokens a forward pass; changes speed only
+    graph_tokens: int = 8192  # padded tokens whose activations fit in memory; changes speed only
     devices: int = 1
 
 

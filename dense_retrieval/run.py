@@ -2,17 +2,75 @@
 
 import json
 import logging
-import os
-import shutil
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import hydra
-import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from dense_retrieval.config import CONF, Config, one_line_errors
+from dense_retrieval.evaluation import evaluate, report, table
+from dense_retrieval.stages import Stages
+from dense_retrieval.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+UNTUNED, TUNED = "untuned student", "tuned student"
+
+
+@hydra.main(version_base=None, config_path=CONF, config_name="config")
+@one_line_errors
+def main(config: Config) -> float:
+    """One run; returns the tuned student's nDCG@10."""
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    group = folder.parent.name if job.mode.name == "MULTIRUN" else None
+    tracker = Tracker(config.logger.enabled, config.logger.project, folder.name, group, settings, folder)
+    stages = Stages(config, tracker.log)
+
+    log.info("training queries:\n%s", report.yields(stages.yields))
+    teacher = f"teacher (reranks top {config.evaluation.headroom_k})"
+    rankings = {
+        "BM25": stages.bm25_ranking,
+        UNTUNED: stages.student_ranking(tuned=False),
+        teacher: stages.teacher_ranking,
+    }
+    qrels = stages.corpus.qrels["test"]
+    values = {name: evaluate.per_query(ranking, qrels) for name, ranking in rankings.items()}
+    values[teacher] = evaluate.per_query(rankings[teacher], qrels, stages.teacher_queries)
+    warning = table.headroom_warning(table.rows(values, UNTUNED)[2])
+    if warning:
+        log.warning("%s", warning)
+    log.info("loss: %s", stages.loss)
+    rankings[TUNED] = stages.student_ranking(tuned=True)
+    values[TUNED] = evaluate.per_query(rankings[TUNED], qrels)
+
+    rows = table.rows(values, UNTUNED)
+    choices = job.runtime.choices
+    facts = {
+        "loss": asdict(stages.loss),
+        "training": json.loads((stages.training_folder / "training.json").read_text()),
+        "yields": stages.yields,
+        "headroom_warning": warning,
+        "artifacts": {name: str(path) for name, path in stages.artifacts.items()},
+    } | {group: choices[group] for group in ("data", "querytype", "retriever", "teacher", "student")}
+    report.write(folder, stages.corpus, rankings, values, rows, facts)
+    card = report.model_card(settings, rows, facts)
+    report.link_model(stages.training_folder / "model", folder / "model", card)
+    tracker.table("results", ["system", "queries", *table.SHOWN], table.cells(rows))
+    tracker.finish({f"{row.system}/{metric}": value for row in rows for metric, value in row.means.items()})
+
+    if stages.store.reused:
+        log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
+    Console().print(table.terminal(rows, f"{choices.data}, {choices.loss}, {choices.querytype}"))
+    log.info("everything is in %s", folder)
+    return rows[-1].means["nDCG@10"]
+
+
+if __name__ == "__main__":
+    main()

@@ -23,9 +23,11 @@ class Tracker:
     """
 
     def __init__(
-        self, project: str, name: str, group: str | None, config: Mapping[str, Any], folder: Path
+        self, enabled: bool, project: str, name: str, group: str | None, config: Mapping[str, Any], folder: Path
     ) -> None:
         self.run: Any = None
+        if not enabled:
+            return
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         for attempt in dict.fromkeys([mode, "offline"]):
             try:

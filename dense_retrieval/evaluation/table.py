@@ -47,9 +47,13 @@ def cell(row: Row, metric: str) -> str:
     return f"{row.means[metric]:.3f}  {difference.mean:+.3f} ({p})"
 
 
+def cells(table: list[Row]) -> list[list[str]]:
+    """System, queries, and the shown metrics, a list a row."""
+    return [[row.system, str(row.n), *(cell(row, metric) for metric in SHOWN)] for row in table]
+
+
 def markdown(table: list[Row]) -> str:
-    lines = [["system", "queries", *SHOWN], ["---", "---:", *["---"] * len(SHOWN)]]
-    lines += [[row.system, str(row.n), *(cell(row, metric) for metric in SHOWN)] for row in table]
+    lines = [["system", "queries", *SHOWN], ["---", "---:", *["---"] * len(SHOWN)], *cells(table)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -59,8 +63,8 @@ def terminal(table: list[Row], title: str) -> Table:
     shown.add_column("queries", justify="right")
     for metric in SHOWN:
         shown.add_column(metric)
-    for row in table:
-        shown.add_row(row.system, str(row.n), *(cell(row, metric) for metric in SHOWN))
+    for line in cells(table):
+        shown.add_row(*line)
     return shown
 
 

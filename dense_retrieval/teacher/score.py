@@ -1,11 +1,14 @@
 """Teacher scores of candidate lists."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import in_shards
@@ -15,6 +18,8 @@ _PAIRS_A_SHARD = 2048  # what a kill can cost
 
 class Teacher(Protocol):
     """A frozen cross-encoder."""
+
+    def parameters(self) -> Iterator[Tensor]: ...
 
     def score(self, queries: Sequence[str], passages: Sequence[str], max_tokens: int) -> np.ndarray:
         """Scores ``(N,)`` float32 of N (query, passage) pairs, higher is more relevant."""
@@ -28,6 +33,7 @@ def score_candidates(
     folder: Path,
     *,
     max_tokens: int = 4096,
+    bf16: bool = False,
     label: str = "teacher scores",
 ) -> CandidateList:
     """The candidates with the teacher's scores, in the retriever's order.
@@ -40,6 +46,7 @@ def score_candidates(
         queries: Q texts.
         passages: texts that the candidates are rows of.
         max_tokens: padded tokens a forward pass.
+        bf16: compute under bfloat16 autocast.
 
     Raises:
         InputError: the teacher gave a score that is not a finite number.
@@ -51,7 +58,9 @@ def score_candidates(
     length = length + np.array([len(passages[int(row)]) for row in used])[inverse]
     order = np.argsort(-length, kind="stable")
     parts = np.split(order, np.arange(_PAIRS_A_SHARD, len(order), _PAIRS_A_SHARD))
-    with Progress(transient=True) as progress:
+    device = next(teacher.parameters()).device.type
+    autocast = torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
+    with Progress(transient=True) as progress, autocast:
         bar = progress.add_task(label, total=len(order))
 
         def compute(pairs: np.ndarray) -> np.ndarray:
@@ -75,5 +84,5 @@ def _require_finite(values: np.ndarray, queries: Sequence[str], passages: Sequen
         raise InputError(
             f"the teacher scored {len(bad)} of {len(values)} pairs as {values[bad[0]]}, the first one "
             f"query {queries[bad[0]]!r} with passage {passages[bad[0]][:60]!r}; run it in float32 "
-            "(teacher.bf16=false) or choose another teacher="
+            "(precision=32-true) or choose another teacher="
         )

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -76,6 +77,23 @@ class DevSelection(Callback):
         self.curve = state["curve"]
 
 
+class _Curves(Logger):
+    """Hands curves on to a function."""
+
+    name = "curves"
+    version = ""
+
+    def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
+        super().__init__()
+        self.log = log
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.log(metrics, step or 0)
+
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
+        pass
+
+
 def fit(
     module: DistillationModule,
     data: GroupsDataModule,
@@ -86,7 +104,7 @@ def fit(
     precision: str = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
-    loggers: list[Logger] | None = None,
+    log: Callable[[Mapping[str, float], int], None] | None = None,
 ) -> dict:
     """Train, and leave the student with the weights of the least dev loss.
 
@@ -95,7 +113,7 @@ def fit(
 
     Args:
         folder: for checkpoints and curves (``last.ckpt``, ``best.safetensors``, ``curves/``).
-        loggers: get the curves too, as they come.
+        log: gets the curves too, as they come: values by name, and the optimiser step.
 
     Returns:
         ``best_epoch`` (0 = the untuned student), ``epochs``, ``steps``, and ``dev``: the dev losses
@@ -115,7 +133,7 @@ def fit(
         strategy="ddp_spawn" if devices > 1 else "auto",
         use_distributed_sampler=False,
         callbacks=[selection, RichProgressBar()],
-        logger=[CSVLogger(folder, name="curves", version=""), *(loggers or [])],
+        logger=[CSVLogger(folder, name="curves", version=""), *([_Curves(log)] if log else [])],
         enable_checkpointing=False,
         enable_model_summary=False,
         limit_val_batches=0,

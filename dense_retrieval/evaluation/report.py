@@ -1,0 +1,95 @@
+"""What a run leaves in its folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from dense_retrieval.evaluation import evaluate, table
+from dense_retrieval.records import CandidateList, Corpus
+
+
+def write(
+    folder: Path,
+    corpus: Corpus,
+    rankings: Mapping[str, CandidateList],
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    rows: Sequence[table.Row],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write ``metrics.json``, ``results.md``, ``per_query.parquet`` and a TREC run file a system.
+
+    Args:
+        rankings, values: system name -> its ranking, and metric -> ``(Q,)`` values.
+        facts: what else ``metrics.json`` says: yields, temperatures, training.
+    """
+    metrics = {"systems": {row.system: asdict(row) for row in rows}} | dict(facts)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (folder / "results.md").write_text(table.markdown(list(rows)))
+    query_ids, passage_ids = list(corpus.queries["test"]["id"]), list(corpus.passages["id"])
+    columns: dict[str, list] = {"system": [], "query": [], **{m: [] for m in evaluate.METRICS}}
+    for name, of_system in values.items():
+        rows_ = np.flatnonzero(~np.isnan(of_system["nDCG@10"]))
+        columns["system"] += [name] * len(rows_)
+        columns["query"] += [query_ids[row] for row in rows_]
+        for metric in evaluate.METRICS:
+            columns[metric] += of_system[metric][rows_].tolist()
+        tag = name.split(" (")[0].replace(" ", "_")
+        evaluate.write_run(folder / f"{tag}.trec", rankings[name], query_ids, passage_ids, tag)
+    Dataset.from_dict(columns).to_parquet(folder / "per_query.parquet")
+
+
+def yields(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """``claim 121 queries > 98 retriever filter > …``, a line a query type."""
+    return "\n".join(
+        f"  {name}: " + " > ".join(f"{n} {step}" for step, n in steps.items()) for name, steps in counts.items()
+    )
+
+
+def link_model(trained: Path, folder: Path, card: str) -> None:
+    """The model of the training stage in the run's folder, without a second copy on disk."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            shutil.copy2(source, target)
+
+    shutil.copytree(trained, folder, copy_function=link, dirs_exist_ok=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a link: its other end must stay as it is
+    (folder / "README.md").write_text(card)
+
+
+def model_card(settings: Mapping[str, Any], rows: Sequence[table.Row], facts: Mapping[str, Any]) -> str:
+    """README.md of the model: what it is, how it was made, how good it is, how it is used."""
+    student, loss = settings["student"], facts["loss"]
+    prefixes = f"query prefix {student['query_prefix']!r}, passage prefix {student['passage_prefix']!r}"
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+---
+# A dense retriever tuned by dense_retrieval
+
+Base model: `{facts["student"]}`. {student["pooling"]} pooling, normalised; queries of up to {student["query_length"]}
+tokens, passages of up to {student["passage_length"]}; {prefixes}.
+
+Trained on `{facts["data"]}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
+`{facts["teacher"]}` by {loss["listwise_weight"]:g} x listwise distillation (temperatures: student
+{loss["student_temperature"]:.3f}, teacher {loss["teacher_temperature"]:.3f}) + {loss["infonce_weight"]:g} x InfoNCE.
+
+Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:
+
+{table.markdown(list(rows))}
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this folder")
+similarity = model.similarity(model.encode_query(["a query"]), model.encode_document(["a passage"]))
+```
+"""

@@ -1,0 +1,178 @@
+"""BM25 against its formula, by both libraries; fusion and filters against hand counts and naive loops."""
+
+import gzip
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dense_retrieval
+from dense_retrieval.candidates import bm25, filters, fusion
+from dense_retrieval.records import CandidateList, InputError
+
+ARTICLES = Path(dense_retrieval.__file__).parent / "corpus" / "wikivital" / "articles.jsonl.gz"
+WORDS = ["cell", "star", "planet", "acid", "bird", "river", "the"]
+TEXTS = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
+
+
+def lists(rows: list[list[int]], k: int) -> CandidateList:
+    """Candidate lists with scores 1, 1/2, 1/3 ..., padded to k."""
+    passages = np.full((len(rows), k), -1, dtype=np.int64)
+    scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
+    for query, row in enumerate(rows):
+        passages[query, : len(row)] = row
+        scores[query, : len(row)] = 1 / np.arange(1, len(row) + 1)
+    return CandidateList(passages, scores)
+
+
+def rows_of(candidates: CandidateList) -> list[list[int]]:
+    assert ((candidates.passages < 0) == (candidates.scores == -np.inf)).all()
+    assert (np.diff((candidates.passages < 0).astype(int), axis=1) >= 0).all(), "padding is at the end"
+    return [[p for p in row if p >= 0] for row in candidates.passages.tolist()]
+
+
+def formula(passages: list[str], query: str, k1: float, b: float) -> list[float]:
+    """Lucene's BM25, as published, word by word."""
+    words = [[w for w in p.split() if w != "the"] for p in passages]
+    mean = sum(map(len, words)) / len(words)
+    scores = []
+    for passage in words:
+        score = 0.0
+        for word in query.split():
+            df, tf = sum(word in other for other in words), Counter(passage)[word]
+            idf = math.log(1 + (len(words) - df + 0.5) / (df + 0.5))
+            score += 0 if word == "the" else idf * tf / (tf + k1 * (1 - b + b * len(passage) / mean))
+        scores.append(score)
+    return scores
+
+
+@pytest.mark.parametrize("library", ["bm25s", "rank_bm25"])
+@settings(max_examples=40, deadline=None)
+@given(
+    passages=st.lists(TEXTS, min_size=1, max_size=12).filter(lambda ps: set(" ".join(ps).split()) - {"the"}),
+    query=TEXTS,
+    k=st.integers(1, 14),
+    k1=st.sampled_from([0.9, 1.5]),
+)
+def test_bm25_is_its_formula(library, passages, query, k, k1):
+    found = bm25.search(passages, [query], k, library=library, k1=k1, b=0.75)
+    expected = np.round(formula(passages, query, k1, 0.75), 9)
+    order = [row for row in np.argsort(-expected, kind="stable") if expected[row] > 0][:k]
+    assert rows_of(found) == [order]
+    np.testing.assert_allclose(found.scores[0, : len(order)], expected[order], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4)])
+def test_libraries_rank_real_articles_alike(k1, b):
+    with gzip.open(ARTICLES, "rt") as stream:
+        articles = [json.loads(line) for line, _ in zip(stream, range(400), strict=False)]
+    passages = [f"{article['title']} {article['text']}" for article in articles]
+    queries = [article["description"] or "" for article in articles[:60]]
+    one, other = (bm25.search(passages, queries, 100, library=x, k1=k1, b=b) for x in ("bm25s", "rank_bm25"))
+    np.testing.assert_array_equal(one.passages, other.passages)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    assert np.mean([row in found for row, found in enumerate(one.passages[:, :10])]) > 0.5
+
+
+@pytest.mark.parametrize("library", ["bm25s", "rank_bm25"])
+def test_bm25_without_common_words(library):
+    passages = ["A bird, and a BIRD!", "", "the of", "a bird in the river"]
+    found = bm25.search(passages, ["birds", "", "the", "Bird", "river river"], 3, library=library)
+    assert rows_of(found) == [[], [], [], [0, 3], [3]]
+
+
+def test_a_word_of_every_passage_still_finds():
+    found = bm25.search(["same word"] * 20_000, ["same"], 3)
+    assert rows_of(found) == [[0, 1, 2]]
+
+
+def test_bm25_names_what_is_wrong():
+    with pytest.raises(InputError, match="rank_bm25"):
+        bm25.search(["bird"], ["bird"], 1, library="lucene")
+    with pytest.raises(InputError, match="no passage has a word"):
+        bm25.search(["", "the a of"], ["bird"], 1)
+
+
+def test_reciprocal_rank_by_hand():
+    fused = fusion.reciprocal_rank([lists([[7, 3], [4]], 3), lists([[3, 5, 7], []], 3)])
+    assert rows_of(fused) == [[3, 7, 5], [4]]
+    expected = [1 / 61 + 1 / 62, 1 / 61 + 1 / 63, 1 / 62]
+    np.testing.assert_allclose(fused.scores[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(fused.scores[1, 0], 1 / 61, rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.permutations(range(9))] * 3), min_size=1, max_size=3), n=st.integers(1, 9)
+)
+def test_reciprocal_rank_is_a_sum_over_lists(rows, n):
+    """Equal sums, which three lists add up in any order, are ordered by row."""
+    retrievers = [lists([row[i][: n - i] for row in rows], 9) for i in range(3)]
+    fused = fusion.reciprocal_rank(retrievers, k=10)
+    for query, ranked in enumerate(rows_of(fused)):
+        total = Counter()
+        for retriever in retrievers:
+            for rank, passage in enumerate(retriever.passages[query], 1):
+                if passage >= 0:
+                    total[int(passage)] += 1 / (10 + rank)
+        assert ranked == sorted(total, key=lambda p: (-round(total[p], 11), p))[:9]
+
+
+@given(
+    rows=st.lists(st.permutations(range(8)).map(lambda p: p[:6]), min_size=1, max_size=5),
+    heldout=st.sets(st.integers(0, 9)),
+    size=st.integers(1, 8),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_filters_are_naive_loops(rows, heldout, size, data):
+    source = data.draw(st.lists(st.integers(-1, 8), min_size=len(rows), max_size=len(rows)))
+    left = filters.drop_passages(lists(rows, 6), np.array(sorted(heldout), dtype=np.int64))
+    expected = [[p for p in row if p not in heldout] for row in rows]
+    assert rows_of(left) == expected
+    for query, row in enumerate(expected):  # each passage keeps its own score
+        np.testing.assert_array_equal(
+            left.scores[query, : len(row)], np.float32([1 / (rows[query].index(p) + 1) for p in row])
+        )
+
+    kept = filters.keep_source_within(left, np.array(source), size)
+    assert kept.tolist() == [s in row[:size] for s, row in zip(source, expected, strict=True)]
+
+    cut = filters.cut(left, np.array(source), size)
+    for query, row in enumerate(rows_of(cut)):
+        np.testing.assert_array_equal(
+            cut.scores[query, : len(row)], np.float32([1 / (rows[query].index(p) + 1) for p in row])
+        )
+    for row, s, all_left in zip(rows_of(cut), source, expected, strict=True):
+        if s in all_left[size:]:
+            assert row == [*all_left[: size - 1], s]
+        else:
+            assert row == all_left[:size]
+
+
+def test_equal_sums_are_ties_in_whatever_order_they_are_added():
+    """In floating point, 1/61 + 1/67 + 1/62 is less than 1/62 + 1/61 + 1/67."""
+    ranks = {5: (1, 7, 2), 8: (2, 1, 7)}
+    rows = [[10 + 10 * i + rank for rank in range(7)] for i in range(3)]
+    for passage, of_passage in ranks.items():
+        for row, rank in zip(rows, of_passage, strict=True):
+            row[rank - 1] = passage
+    fused = fusion.reciprocal_rank([lists([row], 7) for row in rows])
+    assert fused.passages[0, :2].tolist() == [5, 8]
+
+
+def test_long_lists_keep_their_order_when_they_close_up():
+    rows = np.random.default_rng(0).permutation(200)[:100].tolist()
+    left = filters.drop_passages(lists([rows], 100), np.arange(50))
+    assert rows_of(left) == [[p for p in rows if p >= 50]]
+
+
+def test_self_matches_go():
+    found = lists([[0, 1, 2], [2, 0, 1], [1]], 3)
+    left = filters.drop_self_matches(found, ["b", "query", "b"], ["a", "b", "c"])
+    assert rows_of(left) == [[0, 2], [2, 0, 1], []]

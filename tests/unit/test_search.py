@@ -1,0 +1,62 @@
+"""Exact search against numpy."""
+
+import numpy as np
+import pytest
+
+from dense_retrieval.search import index
+
+
+def numpy_search(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = queries @ passages.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(scores, order, 1)
+
+
+def unit(rng: np.random.Generator, n: int) -> np.ndarray:
+    vectors = rng.standard_normal((n, 24)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100, 500_000])
+@pytest.mark.parametrize("k", [1, 10, 120])
+@pytest.mark.parametrize("n_queries", [1, 33])
+def test_equals_numpy_however_it_is_cut(monkeypatch, at_once, k, n_queries):
+    monkeypatch.setattr(index, "_PASSAGES_AT_ONCE", at_once)
+    rng = np.random.default_rng(k)
+    queries, passages = unit(rng, n_queries), unit(rng, 250)
+    rows, scores = numpy_search(queries, passages, k)
+    found = index.search(queries, passages, k)
+    np.testing.assert_array_equal(found.passages, rows)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+    assert found.passages.dtype == np.int64 and found.scores.dtype == np.float32
+
+
+def test_reads_memory_mapped_passages(monkeypatch, tmp_path):
+    monkeypatch.setattr(index, "_PASSAGES_AT_ONCE", 40)
+    rng = np.random.default_rng(0)
+    queries, passages = unit(rng, 5), unit(rng, 100)
+    np.save(tmp_path / "passages.npy", passages)
+    found = index.search(queries, np.load(tmp_path / "passages.npy", mmap_mode="r"), 10)
+    np.testing.assert_array_equal(found.passages, numpy_search(queries, passages, 10)[0])
+
+
+@pytest.mark.parametrize("at_once", [13, 500_000])
+def test_ties_are_ordered_by_row(monkeypatch, at_once):
+    """Integers, so that scores tie exactly, also between parts; with k = N nothing is left out."""
+    monkeypatch.setattr(index, "_PASSAGES_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    queries, passages = (rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in (9, 60))
+    rows, scores = numpy_search(queries, passages, 60)
+    found = index.search(queries, passages, 60)
+    np.testing.assert_array_equal(found.passages, rows)
+    np.testing.assert_array_equal(found.scores, scores)
+    np.testing.assert_array_equal(index.search(queries, passages, 10).scores, scores[:, :10])
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_few_passages_are_padded(n):
+    rng = np.random.default_rng(0)
+    queries, passages = unit(rng, 4), unit(rng, n)
+    found = index.search(queries, passages, 5)
+    np.testing.assert_array_equal(found.passages[:, :n], numpy_search(queries, passages, n)[0])
+    assert (found.passages[:, n:] == -1).all() and (found.scores[:, n:] == -np.inf).all()
