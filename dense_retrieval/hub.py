@@ -33,5 +33,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
                 "student=all_minilm teacher=wikivital_minilm"
             ) from error
     if not list(folder.rglob("*.safetensors")):
-        raise InputError(f"model folder {folder} holds no *.safetensors weights; save it with save_pretrained()")
+        raise InputError(
+            f"model folder {folder} holds no *.safetensors weights; save it with save_pretrained()"
+        )
     return folder

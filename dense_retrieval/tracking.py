@@ -23,7 +23,13 @@ class Tracker:
     """
 
     def __init__(
-        self, enabled: bool, project: str, name: str, group: str | None, config: Mapping[str, Any], folder: Path
+        self,
+        enabled: bool,
+        project: str,
+        name: str,
+        group: str | None,
+        config: Mapping[str, Any],
+        folder: Path,
     ) -> None:
         self.run: Any = None
         if not enabled:

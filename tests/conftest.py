@@ -13,7 +13,28 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-WORDS = "the a of in is cell star planet acid bird river energy light heat mass ocean rock gas tree root".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "is",
+    "cell",
+    "star",
+    "planet",
+    "acid",
+    "bird",
+    "river",
+    "energy",
+    "light",
+    "heat",
+    "mass",
+    "ocean",
+    "rock",
+    "gas",
+    "tree",
+    "root",
+]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

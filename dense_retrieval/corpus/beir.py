@@ -112,7 +112,9 @@ def read_zip(name: str, md5: str, **settings) -> Corpus:
             ) from error
         found = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
         if found != md5:
-            raise InputError(f"{url}: its MD5 is {found}, BEIR publishes {md5}; the download is broken, try again")
+            raise InputError(
+                f"{url}: its MD5 is {found}, BEIR publishes {md5}; the download is broken, try again"
+            )
         return read_folder(str(file), **settings)
 
 
@@ -133,7 +135,9 @@ def _unzip(file: Path, folder: Path) -> Path:
         with zipfile.ZipFile(file) as archive:
             for member in archive.namelist():
                 if not (folder / member).resolve().is_relative_to(folder.resolve()):
-                    raise InputError(f"{file}: its member {member!r} would be written outside the folder; not unpacked")
+                    raise InputError(
+                        f"{file}: its member {member!r} would be written outside the folder; not unpacked"
+                    )
             archive.extractall(folder)
     except (zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{file}: no readable zip ({error}); download it again") from error
@@ -153,7 +157,9 @@ def _lines(file: Path) -> Iterator[tuple[int, dict]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{file}:{number}: broken JSON ({error.msg}, column {error.colno})") from error
+                raise InputError(
+                    f"{file}:{number}: broken JSON ({error.msg}, column {error.colno})"
+                ) from error
             if not isinstance(record, dict):
                 raise InputError(f"{file}:{number}: a JSON object is needed, not {type(record).__name__}")
             yield number, record
@@ -163,7 +169,9 @@ def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[
     """``corpus`` or ``queries`` as a table, streamed, and the row of each id."""
     file = next((f for f in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz") if f.is_file()), None)
     if file is None:
-        raise InputError(f"{folder}: {name}.jsonl is missing; BEIR's layout is corpus.jsonl, queries.jsonl, qrels/")
+        raise InputError(
+            f"{folder}: {name}.jsonl is missing; BEIR's layout is corpus.jsonl, queries.jsonl, qrels/"
+        )
     rows: dict[str, int] = {}
     passages = name == "corpus"
 
@@ -175,7 +183,9 @@ def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[
                     raise InputError(f"{file}:{number}: the key {key!r} is missing or no string")
             identifier = record["_id"]
             if identifier in rows:
-                raise InputError(f"{file}:{number}: the id {identifier!r} stands already in row {rows[identifier] + 1}")
+                raise InputError(
+                    f"{file}:{number}: the id {identifier!r} stands already in row {rows[identifier] + 1}"
+                )
             rows[identifier] = len(rows)
             title = record.get("title") or ""
             shown = passage_text(title, record["text"], text, characters)
@@ -222,7 +232,9 @@ def _judgements(file: Path) -> Iterator[tuple[int, str, str, int]]:
             try:
                 yield number, str(record["query-id"]), str(record["corpus-id"]), int(record["score"])
             except (KeyError, ValueError, TypeError) as error:
-                raise InputError(f"{file}:{number}: query-id, corpus-id and a numeric score are needed") from error
+                raise InputError(
+                    f"{file}:{number}: query-id, corpus-id and a numeric score are needed"
+                ) from error
         return
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

@@ -59,8 +59,9 @@ def write_run(
             above = np.float32(np.inf)
             for rank, (passage, score) in enumerate(zip(passages, scores, strict=True), 1):
                 if passage >= 0:
-                    # trec_eval ranks by the score, as float32, and breaks ties by id: ties get the
-                    # next smaller number, so that it ranks as we do.
-                    above = min(np.float32(score), np.nextafter(above, np.float32(-np.inf)))
+                    # trec_eval ranks by the score, as float32, and breaks ties by id: ties, and what was
+                    # ranked without a score (-inf), get the next smaller number, so that it ranks as we do.
+                    score = np.float32(score if np.isfinite(score) else np.inf)
+                    above = min(score, np.nextafter(above, np.float32(-np.inf)))
                     ids = query_ids[query], passage_ids[int(passage)]
                     stream.write(f"{ids[0]} Q0 {ids[1]} {rank} {above:.9g} {tag}\n")

@@ -48,7 +48,8 @@ def write(
 def yields(counts: Mapping[str, Mapping[str, int]]) -> str:
     """``claim 121 queries > 98 retriever filter > …``, a line a query type."""
     return "\n".join(
-        f"  {name}: " + " > ".join(f"{n} {step}" for step, n in steps.items()) for name, steps in counts.items()
+        f"  {name}: " + " > ".join(f"{n} {step}" for step, n in steps.items())
+        for name, steps in counts.items()
     )
 
 

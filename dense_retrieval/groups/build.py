@@ -60,7 +60,12 @@ def build(
         # Where all scores are alike they say nothing: all become 0.
         scaled = np.clip((scored.scores - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
         normalised[of_type] = np.where(scored.passages >= 0, scaled, -np.inf)[of_type]
-    steps = {"retriever filter": listed, f"{list_size} passages": full, "teacher filter": first, "labels": kept}
+    steps = {
+        "retriever filter": listed,
+        f"{list_size} passages": full,
+        "teacher filter": first,
+        "labels": kept,
+    }
     yields = {
         str(name): {"queries": int((types == name).sum())}
         | {step: int((mask & (types == name)).sum()) for step, mask in steps.items()}
@@ -83,7 +88,10 @@ def build(
     )
     for name in yields:
         of_type = types[groups.query] == name
-        yields[name] |= {"train": int((of_type & ~groups.dev).sum()), "dev": int((of_type & groups.dev).sum())}
+        yields[name] |= {
+            "train": int((of_type & ~groups.dev).sum()),
+            "dev": int((of_type & groups.dev).sum()),
+        }
     return Built(groups, normalised, yields)
 
 

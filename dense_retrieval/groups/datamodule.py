@@ -67,5 +67,3 @@ class _Batches(Sampler):
         if self.seed is not None:
             rows = np.random.default_rng([self.seed, self.epoch]).permutation(rows)
         yield from np.array_split(rows, np.arange(self.batch_size, len(rows), self.batch_size))
-
-

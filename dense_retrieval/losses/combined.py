@@ -36,8 +36,13 @@ class DistillationLoss:
             value = getattr(self, name)
             automatic = value == "auto" and name != "infonce_temperature"
             if not automatic and not (isinstance(value, int | float) and value > 0):
-                raise InputError(f"loss.{name}={value!r} is not a positive number{' or auto' * (name[0] != 'i')}")
-        if min(self.listwise_weight, self.infonce_weight) < 0 or self.listwise_weight + self.infonce_weight == 0:
+                raise InputError(
+                    f"loss.{name}={value!r} is not a positive number{' or auto' * (name[0] != 'i')}"
+                )
+        if (
+            min(self.listwise_weight, self.infonce_weight) < 0
+            or self.listwise_weight + self.infonce_weight == 0
+        ):
             raise InputError(
                 f"loss.listwise_weight={self.listwise_weight} and loss.infonce_weight={self.infonce_weight}: "
                 "none may be negative, one must be above 0"

@@ -24,10 +24,14 @@ def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -
     for name, rows in rows_of.items():
         if not len(rows):
             there = ", ".join(sorted(set(names.tolist()))) or "no query at all"
-            raise InputError(f"there are no queries of type {name!r}; there are: {there}; choose one with querytype=")
+            raise InputError(
+                f"there are no queries of type {name!r}; there are: {there}; choose one with querytype="
+            )
     left = len(names) if total is None else total
     chosen = []
-    for n_left, name in zip(range(len(types), 0, -1), sorted(types, key=lambda t: len(rows_of[t])), strict=True):
+    for n_left, name in zip(
+        range(len(types), 0, -1), sorted(types, key=lambda t: len(rows_of[t])), strict=True
+    ):
         # Smallest type first, so that what it lacks is shared among the larger ones.
         share = rows_of[name] if total is None else rows_of[name][: -(-left // n_left)]
         chosen.append(share)

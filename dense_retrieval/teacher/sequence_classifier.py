@@ -57,7 +57,9 @@ class SequenceClassifier(nn.Module):
             try:
                 classifier = PeftModel.from_pretrained(classifier, adapter).merge_and_unload()
             except (OSError, ValueError) as error:
-                raise InputError(f"teacher.adapter={adapter}: {str(error).strip().splitlines()[0]}") from error
+                raise InputError(
+                    f"teacher.adapter={adapter}: {str(error).strip().splitlines()[0]}"
+                ) from error
         return cls(classifier, tokenizer, max_length, path)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,9 @@ from dense_retrieval.config import CONF, package_file
 from dense_retrieval.records import InputError
 
 GROUPS = ["data", "querytype", "generator", "retriever", "teacher", "student", "loss", "trainer", "logger"]
-CHOICES = [(group, file.stem) for group in [*GROUPS, "experiment"] for file in Path(CONF, group).glob("*.yaml")]
+CHOICES = [
+    (group, file.stem) for group in [*GROUPS, "experiment"] for file in Path(CONF, group).glob("*.yaml")
+]
 
 
 def composed(*overrides: str):
@@ -22,7 +24,11 @@ def composed(*overrides: str):
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
 def test_every_choice_composes_by_one_override(group, choice):
     config = composed(f"{group}={choice}")
-    free = {"data": {"beir": ["path"]}, "student": {"custom": ["path", "pooling"]}, "teacher": {"custom": ["path"]}}
+    free = {
+        "data": {"beir": ["path"]},
+        "student": {"custom": ["path", "pooling"]},
+        "teacher": {"custom": ["path"]},
+    }
     missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}
     assert missing == set(free.get(group, {}).get(choice, []))
 

@@ -84,9 +84,9 @@ def test_tied_scores_are_measured_in_our_order():
     np.testing.assert_allclose(values["MRR@10"], [1, 1 / 2])
 
 
-@pytest.mark.parametrize("scores", [None, 0.5, 1e-7])
+@pytest.mark.parametrize("scores", [None, 0.5, 1e-7, -np.inf])
 def test_run_file_gives_the_same_metrics(tmp_path, scores):
-    """Also where scores tie, which trec_eval would order by passage id."""
+    """Also where scores tie, or there are none: trec_eval would order these by passage id."""
     run, judgements, judged = random_case(1)
     run = CandidateList(run.passages, run.scores if scores is None else np.full_like(run.scores, scores))
     write_run(
@@ -97,6 +97,7 @@ def test_run_file_gives_the_same_metrics(tmp_path, scores):
     assert first[:4] == [f"q{query}", "Q0", f"d{run.passages[query, 0]}", "1"] and first[5] == "student"
     gold = {f"q{q}": {f"d{p}": r for p, r in of_query.items()} for q, of_query in judged.items()}
     stored = list(ir_measures.read_trec_run(str(tmp_path / "run.txt")))
+    assert np.isfinite([line.score for line in stored]).all()
     assert len(stored) == (run.passages >= 0).sum()
     means = ir_measures.calc_aggregate(METRICS.values(), gold, stored)
     for name, values in per_query(run, judgements).items():

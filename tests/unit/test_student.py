@@ -14,7 +14,12 @@ from dense_retrieval.student.encode import encode
 from dense_retrieval.student.export import export
 from dense_retrieval.student.tokens import Tokens, tokenize
 
-TEXTS = ["the cell is a star", "ocean", "planet of the acid bird in a river of light", "rock gas tree root " * 30]
+TEXTS = [
+    "the cell is a star",
+    "ocean",
+    "planet of the acid bird in a river of light",
+    "rock gas tree root " * 30,
+]
 
 
 def embeddings(student: BiEncoder, texts, length, prefix, folder, **settings) -> np.ndarray:

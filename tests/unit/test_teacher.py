@@ -3,16 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
-from conftest import tiny_config, tiny_tokenizer
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.teacher.score import score_candidates
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier
 from dense_retrieval.teacher.train import fit, hard_negatives
 
 QUERIES = ["star light", "the ocean of a planet", "bird"]
-PASSAGES = ["the cell is a star", "ocean", "planet of the acid bird in a river of light", "rock gas tree " * 30]
+PASSAGES = [
+    "the cell is a star",
+    "ocean",
+    "planet of the acid bird in a river of light",
+    "rock gas tree " * 30,
+]
 CANDIDATES = CandidateList(np.array([[0, 2, 3], [1, 3, -1], [2, -1, -1]]), np.zeros((3, 3), np.float32))
 
 
@@ -101,7 +106,5 @@ def test_training_teaches_the_ranking(encoder_folder):
     queries = words * 40
     positive = np.arange(len(queries)) % 6
     groups = np.stack([(positive + i) % 6 for i in range(4)], 1)
-    losses = fit(
-        teacher, queries, passages, groups, learning_rate=5e-3, batch_size=8, max_tokens=999, seed=0
-    )
+    losses = fit(teacher, queries, passages, groups, learning_rate=5e-3, batch_size=8, max_tokens=999, seed=0)
     assert np.mean(losses[-5:]) < 0.2 < np.mean(losses[:3])

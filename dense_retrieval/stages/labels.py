@@ -1,0 +1,120 @@
+"""From training queries to groups: candidates, teacher scores, filters."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+
+from dense_retrieval.candidates import bm25, filters, fusion
+from dense_retrieval.groups import build
+from dense_retrieval.hub import model_folder
+from dense_retrieval.records import CandidateList, Groups
+from dense_retrieval.search.index import search
+from dense_retrieval.stages.texts import TextStages, plain
+from dense_retrieval.teacher.score import Teacher, score_candidates
+
+
+class LabelStages(TextStages):
+    @cached_property
+    def candidates_folder(self) -> Path:
+        """The training queries' candidates; an empty list where the source is not near the top."""
+        settings = plain(self.config.retriever) | plain(
+            self.config.groups, only=["source_top_k", "list_size"]
+        )
+        inputs = {"corpus": self.corpus_folder, "queries": self.queries_folder}
+        if self.config.retriever.dense:
+            inputs |= {"passage_tokens": self.tokens_folder("passages"), "student": self.student_folder}
+            inputs |= {"query_tokens": self.tokens_folder("train")}
+
+        def build_candidates(folder: Path) -> dict[str, int]:
+            found = self._retrieve()
+            found.save(folder / "candidates.npz")
+            return {"queries": len(found.passages), "kept": int((found.passages[:, 0] >= 0).sum())}
+
+        return self.store.stage("candidates", settings, inputs, build_candidates)
+
+    def _retrieve(self) -> CandidateList:
+        retriever, groups = self.config.retriever, self.config.groups
+        lists = []
+        if retriever.bm25:
+            lists.append(self._bm25(self.queries["text"]))
+        if retriever.dense:
+            embeddings = self.embeddings("train", tuned=False), self.embeddings("passages", tuned=False)
+            lists.append(search(*embeddings, retriever.k, device=self.device))
+        found = fusion.reciprocal_rank(lists, retriever.fusion_k) if len(lists) > 1 else lists[0]
+        found = filters.drop_passages(found, self.corpus.heldout)
+        source = np.array(self.queries["source"])
+        near = filters.keep_source_within(found, source, groups.source_top_k)
+        found = filters.cut(found, source, groups.list_size)
+        return filters.drop(found, np.broadcast_to(~near[:, None], found.passages.shape))
+
+    def _bm25(self, queries: Sequence[str]) -> CandidateList:
+        r = self.config.retriever
+        return bm25.search(self.corpus.passages["text"], queries, r.k, library=r.library, k1=r.k1, b=r.b)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return instantiate(self.config.teacher).to(self.device)
+
+    @cached_property
+    def teacher_inputs(self) -> dict[str, Path]:
+        teacher = self.config.teacher
+        folders = {"teacher": model_folder(teacher.path, teacher.revision)}
+        return folders | ({"adapter": Path(teacher.adapter)} if teacher.adapter else {})
+
+    @cached_property
+    def scores_folder(self) -> Path:
+        """The teacher's scores of the candidates."""
+        inputs = {"candidates": self.candidates_folder} | self.teacher_inputs
+
+        def build_scores(folder: Path) -> dict[str, int]:
+            candidates = CandidateList.load(self.candidates_folder / "candidates.npz")
+            self._score(candidates, self.queries["text"], folder, "teacher scores").save(
+                folder / "scores.npz"
+            )
+            return {"pairs": int((candidates.passages >= 0).sum())}
+
+        return self.store.stage("scores", self._teacher_settings, inputs, build_scores)
+
+    @property
+    def _teacher_settings(self) -> dict[str, Any]:
+        return {"max_length": self.config.teacher.max_length, "bf16": self.bf16}
+
+    def _score(
+        self, candidates: CandidateList, queries: Sequence[str], folder: Path, label: str
+    ) -> CandidateList:
+        passages = self.corpus.passages["text"]
+        return score_candidates(
+            self.teacher, candidates, queries, passages, folder, bf16=self.bf16, label=label
+        )
+
+    @cached_property
+    def groups_folder(self) -> Path:
+        """Training groups, and the normalised scores of all lists."""
+        settings = plain(self.config.groups, "source_top_k") | {"seed": self.config.seed}
+
+        def build_groups(folder: Path) -> dict[str, Any]:
+            built = build.build(
+                CandidateList.load(self.scores_folder / "scores.npz"),
+                np.array(self.queries["source"]),
+                self.queries["querytype"],
+                **settings,
+            )
+            built.groups.save(folder / "groups.npz")
+            np.save(folder / "normalised.npy", built.normalised)
+            return built.yields
+
+        return self.store.stage("groups", settings, {"scores": self.scores_folder}, build_groups)
+
+    @cached_property
+    def groups(self) -> Groups:
+        return Groups.load(self.groups_folder / "groups.npz")
+
+    @cached_property
+    def yields(self) -> dict[str, dict[str, int]]:
+        """Query type -> step -> queries left."""
+        return json.loads((self.groups_folder / "stage.json").read_text())["counts"]

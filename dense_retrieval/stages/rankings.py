@@ -1,0 +1,89 @@
+"""What each system finds for the test queries."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dense_retrieval.candidates import filters
+from dense_retrieval.records import CandidateList
+from dense_retrieval.search.index import search
+from dense_retrieval.stages.texts import plain
+from dense_retrieval.stages.training import TrainingStages
+
+RANKING_DEPTH = 101  # 100 are measured; one more, for where a query finds itself
+
+
+class Stages(TrainingStages):
+    def _ranking(self, name: str, settings: dict, inputs: dict[str, Path], rank: Callable) -> CandidateList:
+        settings = settings | {"drop_self_matches": self.config.data.drop_self_matches}
+
+        def build_ranking(folder: Path) -> None:
+            ranking = rank()
+            if self.config.data.drop_self_matches:
+                ids = self.corpus.queries["test"]["id"], self.corpus.passages["id"]
+                ranking = filters.drop_self_matches(ranking, *ids)
+            ranking.save(folder / "ranking.npz")
+
+        folder = self.store.stage(name, settings, inputs, build_ranking)
+        return CandidateList.load(folder / "ranking.npz")
+
+    @cached_property
+    def bm25_ranking(self) -> CandidateList:
+        settings = plain(self.config.retriever, only=["library", "k1", "b", "k"])
+        return self._ranking(
+            "bm25",
+            settings,
+            {"corpus": self.corpus_folder},
+            lambda: self._bm25(self.corpus.queries["test"]["text"]),
+        )
+
+    def student_ranking(self, tuned: bool) -> CandidateList:
+        settings = {"k": RANKING_DEPTH, "bf16": self.bf16, "pooling": self.config.student.pooling}
+        inputs = {"passages": self.tokens_folder("passages"), "queries": self.tokens_folder("test")}
+        inputs["student"] = self.training_folder if tuned else self.student_folder
+
+        def rank() -> CandidateList:
+            embeddings = self.embeddings("test", tuned), self.embeddings("passages", tuned)
+            return search(*embeddings, RANKING_DEPTH, device=self.device)
+
+        return self._ranking("ranking", settings, inputs, rank)
+
+    @cached_property
+    def teacher_queries(self) -> np.ndarray:
+        """``(n,)`` rows of the judged test queries that the teacher reranks for."""
+        judged, n = np.unique(self.corpus.qrels["test"].query), self.config.evaluation.headroom_queries
+        if n is None or n >= len(judged):
+            return judged
+        return np.sort(np.random.default_rng(self.config.seed).choice(judged, n, replace=False))
+
+    @cached_property
+    def teacher_ranking(self) -> CandidateList:
+        """The teacher's order of the untuned student's best passages, then the student's."""
+        k = self.config.evaluation.headroom_k
+        settings = self._teacher_settings | {"k": k, "queries": self.teacher_queries.tolist()}
+        inputs = {"corpus": self.corpus_folder, "passages": self.tokens_folder("passages")}
+        inputs |= {"student": self.student_folder} | self.teacher_inputs
+
+        def build_teacher_ranking(folder: Path) -> None:
+            untuned = self.student_ranking(tuned=False)
+            top = np.full((len(untuned.passages), k), -1, dtype=np.int64)
+            top[self.teacher_queries] = untuned.passages[self.teacher_queries, :k]
+            candidates = CandidateList(top, np.zeros(top.shape, dtype=np.float32))
+            texts = self.corpus.queries["test"]["text"]
+            ranked = self._score(candidates, texts, folder, "teacher reranking").ranked()
+            rest = CandidateList(untuned.passages[:, k:], np.full_like(untuned.scores[:, k:], -np.inf))
+            CandidateList(
+                np.concatenate([ranked.passages, rest.passages], 1),
+                np.concatenate([ranked.scores, rest.scores], 1),
+            ).save(folder / "ranking.npz")
+
+        folder = self.store.stage("teacher_ranking", settings, inputs, build_teacher_ranking)
+        return CandidateList.load(folder / "ranking.npz")
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """The folders of the main stages."""
+        names = ["corpus", "queries", "candidates", "scores", "groups", "training"]
+        return {name: getattr(self, f"{name}_folder") for name in names}
