@@ -5,8 +5,10 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import datasets
 import hydra
 import torch
+import transformers
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -19,6 +21,13 @@ from dense_retrieval.tracking import Tracker
 log = logging.getLogger(__name__)
 
 UNTUNED, TUNED = "untuned student", "tuned student"
+
+
+for library in ("bm25s", "httpx", "faiss.loader"):  # they narrate
+    logging.getLogger(library).setLevel(logging.WARNING)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+datasets.disable_progress_bars()
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="config")
@@ -34,7 +43,9 @@ def main(config: Config) -> float:
     assert isinstance(settings, dict)
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     group = folder.parent.name if job.mode.name == "MULTIRUN" else None
-    tracker = Tracker(config.logger.enabled, config.logger.project, folder.name, group, settings, folder)
+    choices = job.runtime.choices
+    name = f"{choices.data} {choices.loss} {choices.querytype}"
+    tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
     stages = Stages(config, tracker.log)
 
     log.info("training queries:\n%s", report.yields(stages.yields))
@@ -55,7 +66,6 @@ def main(config: Config) -> float:
     values[TUNED] = evaluate.per_query(rankings[TUNED], qrels)
 
     rows = table.rows(values, UNTUNED)
-    choices = job.runtime.choices
     facts = {
         "loss": asdict(stages.loss),
         "training": json.loads((stages.training_folder / "training.json").read_text()),
@@ -71,7 +81,7 @@ def main(config: Config) -> float:
 
     if stages.store.reused:
         log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
-    Console().print(table.terminal(rows, f"{choices.data}, {choices.loss}, {choices.querytype}"))
+    Console().print(table.terminal(rows, name))
     log.info("everything is in %s", folder)
     return rows[-1].means["nDCG@10"]
 

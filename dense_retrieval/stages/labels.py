@@ -41,7 +41,7 @@ class LabelStages(TextStages):
         retriever, groups = self.config.retriever, self.config.groups
         lists = []
         if retriever.bm25:
-            lists.append(self._bm25(self.queries["text"]))
+            lists.append(self._bm25(self.queries["text"], retriever.k))
         if retriever.dense:
             embeddings = self.embeddings("train", tuned=False), self.embeddings("passages", tuned=False)
             lists.append(search(*embeddings, retriever.k, device=self.device))
@@ -52,9 +52,9 @@ class LabelStages(TextStages):
         found = filters.cut(found, source, groups.list_size)
         return filters.drop(found, np.broadcast_to(~near[:, None], found.passages.shape))
 
-    def _bm25(self, queries: Sequence[str]) -> CandidateList:
+    def _bm25(self, queries: Sequence[str], k: int) -> CandidateList:
         r = self.config.retriever
-        return bm25.search(self.corpus.passages["text"], queries, r.k, library=r.library, k1=r.k1, b=r.b)
+        return bm25.search(self.corpus.passages["text"], queries, k, library=r.library, k1=r.k1, b=r.b)
 
     @cached_property
     def teacher(self) -> Teacher:

@@ -31,12 +31,12 @@ class Stages(TrainingStages):
 
     @cached_property
     def bm25_ranking(self) -> CandidateList:
-        settings = plain(self.config.retriever, only=["library", "k1", "b", "k"])
+        settings = plain(self.config.retriever, only=["library", "k1", "b"]) | {"k": RANKING_DEPTH}
         return self._ranking(
             "bm25",
             settings,
             {"corpus": self.corpus_folder},
-            lambda: self._bm25(self.corpus.queries["test"]["text"]),
+            lambda: self._bm25(self.corpus.queries["test"]["text"], RANKING_DEPTH),
         )
 
     def student_ranking(self, tuned: bool) -> CandidateList:
@@ -60,23 +60,28 @@ class Stages(TrainingStages):
 
     @cached_property
     def teacher_ranking(self) -> CandidateList:
-        """The teacher's order of the untuned student's best passages, then the student's."""
+        """The teacher's order of the untuned student's best passages, then the student's order.
+
+        Empty for the test queries outside :attr:`teacher_queries`.
+        """
         k = self.config.evaluation.headroom_k
         settings = self._teacher_settings | {"k": k, "queries": self.teacher_queries.tolist()}
         inputs = {"corpus": self.corpus_folder, "passages": self.tokens_folder("passages")}
         inputs |= {"student": self.student_folder} | self.teacher_inputs
 
         def build_teacher_ranking(folder: Path) -> None:
-            untuned = self.student_ranking(tuned=False)
-            top = np.full((len(untuned.passages), k), -1, dtype=np.int64)
-            top[self.teacher_queries] = untuned.passages[self.teacher_queries, :k]
-            candidates = CandidateList(top, np.zeros(top.shape, dtype=np.float32))
+            found = self.student_ranking(tuned=False)
+            others = np.setdiff1d(np.arange(len(found.passages)), self.teacher_queries)
+            found.passages[others] = -1
+            top = CandidateList(found.passages[:, :k], found.scores[:, :k])
             texts = self.corpus.queries["test"]["text"]
-            ranked = self._score(candidates, texts, folder, "teacher reranking").ranked()
-            rest = CandidateList(untuned.passages[:, k:], np.full_like(untuned.scores[:, k:], -np.inf))
+            ranked = self._score(top, texts, folder, "teacher reranking").ranked()
+            least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
+            # What it did not see stands below what it did, in the student's order.
+            below = np.where(found.passages >= 0, least - 1 - np.arange(found.passages.shape[1]), -np.inf)
             CandidateList(
-                np.concatenate([ranked.passages, rest.passages], 1),
-                np.concatenate([ranked.scores, rest.scores], 1),
+                np.concatenate([ranked.passages, found.passages[:, k:]], 1),
+                np.concatenate([ranked.scores, below[:, k:]], 1).astype(np.float32),
             ).save(folder / "ranking.npz")
 
         folder = self.store.stage("teacher_ranking", settings, inputs, build_teacher_ranking)

@@ -7,6 +7,7 @@ outside the corpus ``wikiscience``.
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def main(config: TeacherTraining) -> None:
     dev_lists = CandidateList(lists[1].passages[dev], lists[1].scores[dev])
     before, after = reranking_ndcg(teacher, queries[dev], passages, dev_lists, positive[dev])
     teacher.classifier.half().save_pretrained(output)  # half: a file of half the size
+    shutil.rmtree(output / "embeddings")
     report = {"dev_ndcg@10_bi_encoder": before, "dev_ndcg@10_reranked": after, "loss": losses}
     report["settings"] = OmegaConf.to_container(config, resolve=False)
     (output / "training.json").write_text(json.dumps(report, indent=1))

@@ -120,11 +120,11 @@ def fit(
         before training and after each epoch.
     """
     selection = DevSelection(folder, patience)
-    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*defined a `validation_step`.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    # Advice of Lightning's that does not hold here: batches come from memory, the dev losses are
+    # computed by DevSelection, a resumed run goes on with its own folder.
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    module.student.train()
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         precision=precision,  # type: ignore[arg-type]

@@ -1,0 +1,209 @@
+"""The command as a user types it, on a tiny corpus with tiny models."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from conftest import WORDS
+from omegaconf import OmegaConf
+from sentence_transformers import SentenceTransformer
+
+TYPES = ["claim", "question"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """40 passages of random words; test and synthetic queries are a passage's first words."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
+    lines = [json.dumps({"_id": f"p{i}", "title": "", "text": t}) for i, t in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    queries = [{"_id": f"q{i}", "text": " ".join(t.split()[:4])} for i, t in enumerate(texts[:20])]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (folder / "qrels").mkdir()
+    for split, rows in {"test": range(10), "train": range(10, 20)}.items():
+        judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    synthetic = [
+        {"passage_id": f"p{i}", "querytype": kind, "text": " ".join(t.split()[start : start + 5])}
+        for i, t in enumerate(texts)
+        for start, kind in enumerate(TYPES)
+    ]
+    (folder / "synthetic.jsonl").write_text("\n".join(map(json.dumps, synthetic)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(corpus, encoder_folder, cross_encoder_folder) -> list[str]:
+    """The overrides that make a run tiny."""
+    return [
+        "data=beir",
+        f"data.path={corpus}",
+        "data.heldout=4",
+        "querytype=claim",
+        f"generator.path={corpus}/synthetic.jsonl",
+        "student=custom",
+        f"student.path={encoder_folder}",
+        "student.pooling=mean",
+        "student.passage_length=32",
+        "teacher=custom",
+        f"teacher.path={cross_encoder_folder}",
+        "teacher.max_length=48",
+        "groups.list_size=4",
+        "groups.teacher_top1=false",
+        "groups.source_top_k=40",
+        "trainer.batch_size=8",
+        "trainer.max_epochs=2",
+        "trainer.learning_rate=1e-3",
+        "evaluation.headroom_queries=5",
+    ]
+
+
+def run(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
+    process = subprocess.run(
+        [sys.executable, "-m", "dense_retrieval.run", *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert not check or process.returncode == 0, process.stderr[-3000:]
+    return process
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    run(folder, *command, "hydra.run.dir=runs/first")
+    return folder
+
+
+def test_the_table_is_what_ir_measures_says_of_the_run_files(finished, corpus):
+    metrics = json.loads((finished / "runs/first/metrics.json").read_text())["systems"]
+    qrels = {
+        q: {p: int(s)}
+        for q, p, s in (line.split("\t") for line in (corpus / "qrels/test.tsv").read_text().splitlines()[1:])
+    }
+    for system, file in {"BM25": "BM25", "untuned student": "untuned_student", "tuned student": "tuned_student"}.items():
+        ranking = list(ir_measures.read_trec_run(str(finished / f"runs/first/{file}.trec")))
+        expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR @ 10], qrels, ranking)
+        for measure, value in expected.items():
+            name = {"nDCG@10": "nDCG@10", "RR@10": "MRR@10"}[str(measure)]
+            assert metrics[system]["means"][name] == pytest.approx(value, abs=1e-9)
+    assert metrics["untuned student"]["n"] == 10
+    assert next(v for k, v in metrics.items() if k.startswith("teacher"))["n"] == 5
+
+
+def test_per_query_values_average_to_the_table(finished):
+    table = parquet.read_table(finished / "runs/first/per_query.parquet").to_pandas()
+    metrics = json.loads((finished / "runs/first/metrics.json").read_text())["systems"]
+    for system, values in table.groupby("system"):
+        assert values["nDCG@10"].mean() == pytest.approx(metrics[system]["means"]["nDCG@10"])
+
+
+def test_the_exported_model_gives_the_ranking(finished, corpus):
+    """The model folder alone, in sentence-transformers, finds what the run file says."""
+    model = SentenceTransformer(str(finished / "runs/first/model"), device="cpu")
+    passages = [json.loads(line) for line in (corpus / "corpus.jsonl").read_text().splitlines()]
+    queries = {q["_id"]: q["text"] for q in map(json.loads, (corpus / "queries.jsonl").read_text().splitlines())}
+    embedded = model.encode_document([p["text"] for p in passages])
+    top: dict[str, str] = {}
+    scores: dict[str, float] = {}
+    for scored in ir_measures.read_trec_run(str(finished / "runs/first/tuned_student.trec")):
+        if scored.query_id not in top:
+            top[scored.query_id], scores[scored.query_id] = scored.doc_id, scored.score
+    for query, passage in top.items():
+        similarity = model.encode_query([queries[query]]) @ embedded.T
+        assert similarity.max() == pytest.approx(scores[query], abs=1e-5)
+        assert passages[int(similarity.argmax())]["_id"] == passage
+    card = (finished / "runs/first/model/README.md").read_text()
+    assert "tuned student" in card and "sentence-transformers" in card
+
+
+def test_the_run_says_what_made_it(finished):
+    folder = finished / "runs/first"
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.groups.list_size == 4 and config.loss.infonce_weight == 0.1
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert facts["yields"]["claim"]["train"] + facts["yields"]["claim"]["dev"] > 10
+    assert 0.001 <= facts["loss"]["teacher_temperature"] <= 10
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_the_same_run_again_comes_from_the_cache(finished, command):
+    log = run(finished, *command, "hydra.run.dir=runs/second").stdout
+    assert "built in" not in log and "from the cache" in log
+    first, second = (json.loads((finished / f"runs/{n}/metrics.json").read_text()) for n in ("first", "second"))
+    assert first == second
+
+
+def test_evaluating_differently_does_not_train_again(finished, command):
+    log = run(finished, *command, "evaluation.headroom_queries=3", "hydra.run.dir=runs/third").stdout
+    assert re.findall(r"(\w+): built in", log) == ["teacher_ranking"]
+
+
+def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
+    losses, types = ["infonce", "listwise", "combined"], ["claim", "question"]
+    without = [c for c in command if not c.startswith("querytype=")]
+    grid = [f"loss={','.join(losses)}", f"querytype={','.join(types)}"]
+    run(finished, "-m", *without, *grid, "hydra.sweep.dir=runs/sweep", "trainer.max_epochs=1")
+    jobs = sorted((finished / "runs/sweep").glob("*/metrics.json"))
+    assert len(jobs) == 6
+    log = "".join((job.parent / "run.log").read_text() for job in jobs)
+    built = re.findall(r"(\w+): built in", log)
+    assert built.count("training") == 6
+    assert built.count("scores") == built.count("candidates") == built.count("queries") == 1  # claim was there
+    assert not {"corpus", "bm25"} & set(built)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.path=nowhere"], "data.path=nowhere: there is no such folder"),
+        (["generator.path=nowhere"], "generator.path=nowhere"),
+        (["querytype=web"], "no queries of type 'web'.*claim, question"),
+        (["loss=focal"], "focal"),
+        (["student.path=no/where"], "student=all_minilm"),
+        (["groups.list_size=41"], "groups.list_size"),
+        (["loss.student_temperature=-1"], "loss.student_temperature"),
+        (["data=fiqa", "data.zip=false"], "data.zip=true"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line(finished, command, overrides, message):
+    replaced = {o.split("=")[0] for o in overrides}
+    if "data=fiqa" in overrides:
+        replaced |= {"data.path"}
+    kept = [c for c in command if c.split("=")[0] not in replaced]
+    process = run(finished, *kept, *overrides, "hydra.run.dir=runs/bad", check=False)
+    assert process.returncode == 1
+    assert re.search(message, process.stderr)
+    assert "Traceback" not in process.stderr
+
+
+def test_it_runs_from_a_wheel_outside_the_checkout(tmp_path):
+    """conf/, the corpus and the teacher travel inside the wheel."""
+    project = Path(__file__).parents[2]
+    pip = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", tmp_path / "dist", str(project)], check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
+    process = subprocess.run(
+        [sys.executable, "-m", "dense_retrieval.run", "--cfg", "job", "--resolve"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert process.returncode == 0, process.stderr
+    config = OmegaConf.create(process.stdout)
+    for path in (config.data.queries, config.teacher.adapter):
+        assert Path(path).is_relative_to(tmp_path / "site") and Path(path).exists()
