@@ -151,9 +151,9 @@ class Trainer:
     min_warmup_steps: int = 2
     final_learning_rate: float = 0.1  # fraction of the peak, reached in the last epoch
     clip: float = 1.0  # gradient norm
-    max_epochs: int = 3
+    max_epochs: int = 1
     patience: int = 2  # epochs without a better dev loss
-    chunk_tokens: int = 4096  # padded tokens a forward pass; changes speed only
+    chunk_tokens: int = 2048  # padded tokens a forward pass; changes speed only
     graph_tokens: int = 8192  # padded tokens whose activations fit in memory; changes speed only
     devices: int = 1
 

@@ -4,12 +4,14 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import datasets
 import hydra
 import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -39,11 +41,10 @@ def main(config: Config) -> float:
     torch.set_flush_denormal(True)
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-    group = folder.parent.name if job.mode.name == "MULTIRUN" else None
-    choices = job.runtime.choices
+    group = folder.parent.name if job.mode == RunMode.MULTIRUN else None
+    choices: Any = job.runtime.choices
     name = f"{choices.data} {choices.loss} {choices.querytype}"
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
     stages = Stages(config, tracker.log)

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dense_retrieval.groups.batch import collate
 from dense_retrieval.records import Groups
@@ -42,7 +42,7 @@ class GroupsDataModule(LightningDataModule):
         return DataLoader(_Rows(), sampler=batches, batch_size=None, collate_fn=together)
 
 
-class _Rows:
+class _Rows(Dataset):
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         return rows
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dense_retrieval.losses.infonce import infonce
@@ -65,14 +66,17 @@ class DistillationLoss:
             teacher: ``(B, K)``; see :func:`listwise`.
             positives, multiplicity, masked: see :func:`infonce`.
         """
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if self.listwise_weight:
             terms["listwise"] = listwise(
-                candidate_similarities(), teacher, self.student_temperature, self.teacher_temperature
+                candidate_similarities(),
+                teacher,
+                float(self.student_temperature),
+                float(self.teacher_temperature),
             )
         if self.infonce_weight:
             terms["infonce"] = infonce(
                 batch_similarities(), positives, multiplicity, masked, self.infonce_temperature
             )
         weights = {"listwise": self.listwise_weight, "infonce": self.infonce_weight}
-        return terms | {"loss": sum(weights[name] * term for name, term in terms.items())}
+        return terms | {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}

@@ -19,6 +19,8 @@ from dense_retrieval.teacher.score import Teacher, score_candidates
 
 
 class LabelStages(TextStages):
+    """Candidates, teacher scores, groups."""
+
     @cached_property
     def candidates_folder(self) -> Path:
         """The training queries' candidates; an empty list where the source is not near the top."""
@@ -89,7 +91,14 @@ class LabelStages(TextStages):
     ) -> CandidateList:
         passages = self.corpus.passages["text"]
         return score_candidates(
-            self.teacher, candidates, queries, passages, folder, bf16=self.bf16, label=label
+            self.teacher,
+            candidates,
+            queries,
+            passages,
+            folder,
+            max_tokens=self.max_tokens,
+            bf16=self.bf16,
+            label=label,
         )
 
     @cached_property

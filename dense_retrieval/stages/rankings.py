@@ -16,6 +16,8 @@ RANKING_DEPTH = 101  # 100 are measured; one more, for where a query finds itsel
 
 
 class Stages(TrainingStages):
+    """The whole chain, up to the rankings of the test queries."""
+
     def _ranking(self, name: str, settings: dict, inputs: dict[str, Path], rank: Callable) -> CandidateList:
         settings = settings | {"drop_self_matches": self.config.data.drop_self_matches}
 

@@ -30,7 +30,8 @@ def plain(config: Any, *without: str, only: Sequence[str] | None = None) -> dict
 
 
 class TextStages:
-    """
+    """Corpus, queries, tokens, embeddings.
+
     Args:
         log: gets the training's curves as they come: values by name, and the optimiser step.
     """
@@ -42,6 +43,8 @@ class TextStages:
         cuda = torch.cuda.is_available()
         self.device = ("cuda" if cuda else "cpu") if config.device == "auto" else config.device
         self.bf16 = config.precision == "bf16-mixed"
+        # Padded tokens a forward pass: what fits a CPU's cache, what fills a GPU.
+        self.max_tokens = 65_536 if self.device.startswith("cuda") else 2_048
 
     @cached_property
     def corpus_folder(self) -> Path:
@@ -115,7 +118,7 @@ class TextStages:
         """Token ids of the "passages", the "train" queries or the "test" queries."""
         student = self.config.student
         passages = of == "passages"
-        settings = {
+        settings: dict[str, Any] = {
             "of": of,
             "length": student.passage_length if passages else student.query_length,
             "prefix": student.passage_prefix if passages else student.query_prefix,
@@ -139,12 +142,21 @@ class TextStages:
         """``(N, D)`` float32, memory-mapped, by the tuned or the untuned student."""
         settings = {"pooling": self.config.student.pooling, "bf16": self.bf16}
         tokens = self.tokens_folder(of)
-        inputs = {"tokens": tokens, "student": self.training_folder if tuned else self.student_folder}
+        trained = self.training_folder if tuned else self.student_folder  # type: ignore[attr-defined]
+        inputs = {"tokens": tokens, "student": trained}
 
         def build_embeddings(folder: Path) -> None:
-            student = self.tuned_student if tuned else self.student
+            student = self.tuned_student if tuned else self.student  # type: ignore[attr-defined]
             label = f"{'tuned' if tuned else 'untuned'} student: {of}"
-            encode(student, Tokens.load(tokens), folder, device=self.device, bf16=self.bf16, label=label)
+            encode(
+                student,
+                Tokens.load(tokens),
+                folder,
+                device=self.device,
+                bf16=self.bf16,
+                max_tokens=self.max_tokens,
+                label=label,
+            )
 
         folder = self.store.stage("embeddings", settings, inputs, build_embeddings)
         return np.load(folder / "embeddings.npy", mmap_mode="r")

@@ -23,6 +23,8 @@ from dense_retrieval.training.module import DistillationModule
 
 
 class TrainingStages(LabelStages):
+    """Temperatures, and the tuned student."""
+
     @cached_property
     def loss(self) -> DistillationLoss:
         """With the temperatures that are "auto" found."""

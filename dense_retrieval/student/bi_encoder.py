@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
@@ -23,7 +23,7 @@ class BiEncoder(nn.Module):
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: PreTrainedModel,
         tokenizer,
         *,
         pooling: str,

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import nn
 
 from dense_retrieval.batching import pack
 from dense_retrieval.stage import in_shards
+from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
 
 _TOKENS_A_SHARD = 20_000_000  # what a kill can cost
@@ -17,7 +17,7 @@ _TOKENS_A_SHARD = 20_000_000  # what a kill can cost
 
 @torch.inference_mode()
 def encode(
-    model: nn.Module,
+    model: BiEncoder,
     tokens: Tokens,
     folder: Path,
     *,
@@ -32,7 +32,6 @@ def encode(
     kill: a second call on the same folder goes on where the first one stopped.
 
     Args:
-        model: gives ``(B, D)`` for ``input_ids`` and ``attention_mask`` ``(B, T)``.
         bf16: compute under bfloat16 autocast.
         max_tokens: padded tokens a forward pass.
     """

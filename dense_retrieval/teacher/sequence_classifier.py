@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from dense_retrieval.batching import pack
 from dense_retrieval.hub import model_folder
@@ -21,7 +21,7 @@ class SequenceClassifier(nn.Module):
         max_length: tokens of a pair, special tokens included; the passage is what is cut.
     """
 
-    def __init__(self, classifier: nn.Module, tokenizer, max_length: int, path: str = "") -> None:
+    def __init__(self, classifier: PreTrainedModel, tokenizer, max_length: int, path: str = "") -> None:
         super().__init__()
         if classifier.config.num_labels != 1:
             raise InputError(

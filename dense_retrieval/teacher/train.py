@@ -91,8 +91,8 @@ def fit(
     losses = []
     for batch in track(batches, "training the teacher"):
         rows = groups[batch].ravel()
-        pair_queries = [queries[q] for q in np.repeat(batch, groups.shape[1])]
-        logits = _logits(teacher, pair_queries, [passages[p] for p in rows], max_tokens)
+        pair_queries = [queries[int(q)] for q in np.repeat(batch, groups.shape[1])]
+        logits = _logits(teacher, pair_queries, [passages[int(p)] for p in rows], max_tokens)
         loss = cross_entropy(logits.view(len(batch), -1), torch.zeros(len(batch), dtype=torch.long))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -135,8 +135,8 @@ def reranking_ndcg(
 ) -> tuple[float, float]:
     """nDCG@10 of candidate lists with one relevant passage each, before and after reranking."""
     n, k = candidates.passages.shape
-    pairs = [queries[q] for q in np.repeat(np.arange(n), k)]
-    scores = teacher.score(pairs, [passages[p] for p in candidates.passages.ravel()]).reshape(n, k)
+    pairs = [queries[int(q)] for q in np.repeat(np.arange(n), k)]
+    scores = teacher.score(pairs, [passages[int(p)] for p in candidates.passages.ravel()]).reshape(n, k)
     reranked = CandidateList(candidates.passages, scores).ranked()
     return tuple(_ndcg(c.passages == positive[:, None]) for c in (candidates, reranked))  # type: ignore[return-value]
 
@@ -184,7 +184,7 @@ def main(config: TeacherTraining) -> None:
     dev = slice(config.queries, None)
     dev_lists = CandidateList(lists[1].passages[dev], lists[1].scores[dev])
     before, after = reranking_ndcg(teacher, queries[dev], passages, dev_lists, positive[dev])
-    teacher.classifier.half().save_pretrained(output)  # half: a file of half the size
+    teacher.classifier.half().save_pretrained(str(output))  # half: a file of half the size
     shutil.rmtree(output / "embeddings")
     report = {"dev_ndcg@10_bi_encoder": before, "dev_ndcg@10_reranked": after, "loss": losses}
     report["settings"] = OmegaConf.to_container(config, resolve=False)

@@ -33,7 +33,7 @@ class DevSelection(Callback):
     @property
     def best_epoch(self) -> int:
         """Epochs trained when the dev loss was least; 0 is the untuned student."""
-        return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch]["loss"])
+        return self._least("loss")
 
     def on_train_start(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
         if not self.curve:
@@ -43,7 +43,7 @@ class DevSelection(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # So that an epoch's dropout does not depend on what ran before it in this process.
-        torch.manual_seed(hash((trainer.datamodule.seed, trainer.current_epoch)) % 2**32)
+        torch.manual_seed(hash((trainer.datamodule.seed, trainer.current_epoch)) % 2**32)  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
         self._measure(trainer, module)
@@ -55,20 +55,22 @@ class DevSelection(Callback):
             os.replace(unfinished, self.folder / "last.ckpt")
 
     def _measure(self, trainer: pl.Trainer, module: DistillationModule) -> None:
-        self.curve.append(module.dev_terms(trainer.datamodule.val_dataloader()))
+        batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        self.curve.append(module.dev_terms(batches))
         values = {f"dev/{name}": value for name, value in self.curve[-1].items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         if self.best_epoch == len(self.curve) - 1 and trainer.is_global_zero:
-            save_model(module.student, self.folder / "best.safetensors")
+            save_model(module.student, str(self.folder / "best.safetensors"))
 
     def _stale(self) -> int:
         """Epochs since the dev loss or its listwise part was last at its least."""
-        last_best = max(
-            min(range(len(self.curve)), key=lambda epoch, name=name: self.curve[epoch][name])
-            for name in ("loss", "listwise")
-        )
+        last_best = max(self._least("loss"), self._least("listwise"))
         return len(self.curve) - 1 - last_best
+
+    def _least(self, name: str) -> int:
+        """The epoch in which a dev loss was least."""
+        return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch][name])
 
     def state_dict(self) -> dict:
         return {"curve": self.curve}

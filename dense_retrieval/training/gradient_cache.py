@@ -92,7 +92,8 @@ def _encode(
 ) -> tuple[Tensor, list["_RandomState"]]:
     weight = next(encoder.parameters())
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    embeddings = torch.zeros(len(texts.lengths), encoder.dimension, dtype=dtype, device=weight.device)
+    dimension: int = encoder.dimension  # type: ignore[assignment]
+    embeddings = torch.zeros(len(texts.lengths), dimension, dtype=dtype, device=weight.device)
     states = []
     for rows in chunks:
         states.append(_RandomState(weight.device))

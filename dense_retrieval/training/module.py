@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,8 @@ class DistillationModule(LightningModule):
         return batch.to(device)
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
         terms = backward(
             self.student,

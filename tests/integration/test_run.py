@@ -92,7 +92,11 @@ def test_the_table_is_what_ir_measures_says_of_the_run_files(finished, corpus):
         q: {p: int(s)}
         for q, p, s in (line.split("\t") for line in (corpus / "qrels/test.tsv").read_text().splitlines()[1:])
     }
-    for system, file in {"BM25": "BM25", "untuned student": "untuned_student", "tuned student": "tuned_student"}.items():
+    for system, file in {
+        "BM25": "BM25",
+        "untuned student": "untuned_student",
+        "tuned student": "tuned_student",
+    }.items():
         ranking = list(ir_measures.read_trec_run(str(finished / f"runs/first/{file}.trec")))
         expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR @ 10], qrels, ranking)
         for measure, value in expected.items():
@@ -113,7 +117,9 @@ def test_the_exported_model_gives_the_ranking(finished, corpus):
     """The model folder alone, in sentence-transformers, finds what the run file says."""
     model = SentenceTransformer(str(finished / "runs/first/model"), device="cpu")
     passages = [json.loads(line) for line in (corpus / "corpus.jsonl").read_text().splitlines()]
-    queries = {q["_id"]: q["text"] for q in map(json.loads, (corpus / "queries.jsonl").read_text().splitlines())}
+    queries = {
+        q["_id"]: q["text"] for q in map(json.loads, (corpus / "queries.jsonl").read_text().splitlines())
+    }
     embedded = model.encode_document([p["text"] for p in passages])
     top: dict[str, str] = {}
     scores: dict[str, float] = {}
@@ -141,7 +147,9 @@ def test_the_run_says_what_made_it(finished):
 def test_the_same_run_again_comes_from_the_cache(finished, command):
     log = run(finished, *command, "hydra.run.dir=runs/second").stdout
     assert "built in" not in log and "from the cache" in log
-    first, second = (json.loads((finished / f"runs/{n}/metrics.json").read_text()) for n in ("first", "second"))
+    first, second = (
+        json.loads((finished / f"runs/{n}/metrics.json").read_text()) for n in ("first", "second")
+    )
     assert first == second
 
 
@@ -160,7 +168,9 @@ def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
     log = "".join((job.parent / "run.log").read_text() for job in jobs)
     built = re.findall(r"(\w+): built in", log)
     assert built.count("training") == 6
-    assert built.count("scores") == built.count("candidates") == built.count("queries") == 1  # claim was there
+    assert (
+        built.count("scores") == built.count("candidates") == built.count("queries") == 1
+    )  # claim was there
     assert not {"corpus", "bm25"} & set(built)
 
 
