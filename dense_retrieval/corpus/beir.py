@@ -149,8 +149,8 @@ def _unzip(file: Path, folder: Path) -> Path:
 
 def _lines(file: Path) -> Iterator[tuple[int, dict]]:
     """Line numbers and JSON objects; raises InputError with file and line."""
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-    with opened as lines:
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -120,7 +120,7 @@ class TestBadInput:
     def test_no_safetensors(self, encoder_folder, tmp_path):
         shutil.copytree(encoder_folder, tmp_path, dirs_exist_ok=True)
         (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-        with pytest.raises(InputError, match="no .*safetensors"):
+        with pytest.raises(InputError, match=r"no .*safetensors"):
             BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
 
     def test_no_hub(self):

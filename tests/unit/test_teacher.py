@@ -66,7 +66,7 @@ def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatc
 def test_a_teacher_that_returns_nan(cross_encoder_folder, tmp_path):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     torch.nn.init.constant_(teacher.classifier.classifier.weight, float("nan"))
-    with pytest.raises(InputError, match="6 of 6 pairs as nan.*query"):
+    with pytest.raises(InputError, match=r"6 of 6 pairs as nan.*query"):
         score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path)
 
 
