@@ -30,7 +30,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.reused: list[str] = []
+        self.reused: list[str] = []  # stages that were there before this process
+        self._built: set[Path] = set()
 
     def stage(
         self,
@@ -62,8 +63,9 @@ class Store:
             with _announced_lock(self.root / f"{name}-{key}.lock", name):
                 if not done.exists():  # another process may have built it while we waited
                     self._build(done, made_from, build)
-                    return done
-        self.reused.append(name)
+                    self._built.add(done)
+        if done not in self._built:
+            self.reused.append(name)
         return done
 
     def _build(self, done: Path, made_from: dict, build: Callable) -> None:

@@ -27,10 +27,11 @@ class SequenceClassifier(nn.Module):
             raise InputError(
                 f"teacher {path} has {classifier.config.num_labels} outputs; a cross-encoder with one is needed"
             )
-        self.classifier = classifier.eval().requires_grad_(False)
+        self.classifier = classifier.requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.path = path
+        self.eval()
 
     @classmethod
     def load(

@@ -41,9 +41,10 @@ class DevSelection(Callback):
         elif self._stale() >= self.patience:  # killed after it had stopped
             trainer.should_stop = True
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # So that an epoch's dropout does not depend on what ran before it in this process.
-        torch.manual_seed(hash((trainer.datamodule.seed, trainer.current_epoch)) % 2**32)  # type: ignore[attr-defined]
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, index) -> None:
+        # So that a step's dropout does not depend on what ran before it in this process.
+        seed = trainer.datamodule.seed  # type: ignore[attr-defined]
+        torch.manual_seed(hash((seed, trainer.global_step)) % 2**32)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
         self._measure(trainer, module)

@@ -26,7 +26,10 @@ def test_same_settings_and_inputs_are_built_once(tmp_path):
     store = Store(tmp_path / "cache")
     first = store.stage("corpus", {"k": 1}, inputs, build_counting(calls))
     second = store.stage("corpus", {"k": 1}, inputs, build_counting(calls))
-    assert first == second and len(calls) == 1 and store.reused == ["corpus"]
+    assert first == second and len(calls) == 1 and store.reused == []
+    later = Store(tmp_path / "cache")
+    later.stage("corpus", {"k": 1}, inputs, build_counting(calls))
+    assert len(calls) == 1 and later.reused == ["corpus"]
     record = json.loads((first / "stage.json").read_text())
     assert record["settings"] == {"k": 1} and record["counts"] == {"rows": 1}
     assert record["inputs"] == {"file": fingerprint(tmp_path / "input.txt")}

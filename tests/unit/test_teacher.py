@@ -95,16 +95,15 @@ def test_hard_negatives_come_from_their_lists():
         assert topic[group[5]] == topic[positive[row]]
 
 
-def test_training_teaches_the_ranking(encoder_folder):
-    """A query's own word is in its positive only: after training it is ranked first."""
+def test_training_teaches_the_ranking():
+    """The passage about stars is always the right one: after training it is ranked first."""
     torch.manual_seed(0)
-    words = ["star", "ocean", "bird", "rock", "gas", "tree"]
-    model = BertForSequenceClassification(tiny_config(num_labels=1, hidden_dropout_prob=0.0))
+    model = BertForSequenceClassification(tiny_config(num_labels=1))
     teacher = SequenceClassifier(model, tiny_tokenizer(), 32)
     model.requires_grad_(True)
-    passages = [f"the {word} of a {word}" for word in words]
-    queries = words * 40
-    positive = np.arange(len(queries)) % 6
-    groups = np.stack([(positive + i) % 6 for i in range(4)], 1)
-    losses = fit(teacher, queries, passages, groups, learning_rate=5e-3, batch_size=8, max_tokens=999, seed=0)
-    assert np.mean(losses[-5:]) < 0.2 < np.mean(losses[:3])
+    passages = [f"the {word} of a {word}" for word in ("star", "ocean", "bird", "rock")]
+    queries = ["light", "heat", "mass"] * 80
+    groups = np.tile(np.arange(4), (len(queries), 1))
+    losses = fit(teacher, queries, passages, groups, learning_rate=5e-3, batch_size=8, max_tokens=99, seed=0)
+    assert losses[0] == pytest.approx(np.log(4), abs=0.2) and np.mean(losses[-5:]) < 0.2
+    assert teacher.score(["light"] * 4, passages).argmax() == 0

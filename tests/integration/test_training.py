@@ -1,0 +1,163 @@
+"""Training: resumption, the checkpoint rule, the schedule, two processes; against plain PyTorch."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS
+from pytorch_lightning.callbacks import Callback
+
+from dense_retrieval.groups.datamodule import GroupsDataModule
+from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.records import Groups, InputError
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.tokens import Tokens, tokenize
+from dense_retrieval.training import fit as fitting
+from dense_retrieval.training.fit import DevSelection, fit
+from dense_retrieval.training.module import DistillationModule
+
+LOSS = DistillationLoss(1.0, 0.1, 0.1, 0.2, 0.1)
+
+
+@pytest.fixture(scope="module")
+def data(encoder_folder, tmp_path_factory):
+    """24 groups over 30 passages, and the token ids of both sides."""
+    rng = np.random.default_rng(0)
+    tokenizer = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32).tokenizer
+    tokens = []
+    for name, n in (("queries", 24), ("passages", 30)):
+        folder = tmp_path_factory.mktemp(name)
+        tokenize(
+            [" ".join(rng.choice(WORDS, rng.integers(3, 12))) for _ in range(n)], tokenizer, 32, "", folder
+        )
+        tokens.append(Tokens.load(folder))
+    passages = np.stack([rng.choice(30, 4, replace=False) for _ in range(24)])
+    teacher = -np.sort(-rng.random((24, 4)).astype(np.float32), axis=1)
+    return Groups(np.arange(24), passages, teacher, passages[:, 0].copy(), np.arange(24) >= 20), *tokens
+
+
+def parts(data, encoder_folder, *, dropout=0.0, epochs=3, rate=1e-3, loss=LOSS):
+    groups, queries, passages = data
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32, dropout=dropout)
+    module_data = GroupsDataModule(groups, batch_size=8, false_negative_ratio=0.6, seed=1)
+    steps = len(module_data.train_dataloader())
+    settings = {"max_epochs": epochs, "learning_rate": rate, "min_warmup_steps": 2, "chunk_tokens": 60}
+    module = DistillationModule(student, loss, queries, passages, steps_per_epoch=steps, **settings)
+    return module, module_data
+
+
+def weights(module: DistillationModule) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.student.parameters()])
+
+
+class DiesInTheMiddle(Callback):
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if trainer.current_epoch == 1 and index == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path, monkeypatch, dropout):
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole, whole_data = parts(data, encoder_folder, dropout=dropout)
+    summary = fit(whole, whole_data, tmp_path / "whole", max_epochs=3, patience=9, accelerator="cpu")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "RichProgressBar", DiesInTheMiddle)
+        broken, broken_data = parts(data, encoder_folder, dropout=dropout)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(broken, broken_data, tmp_path / "broken", max_epochs=3, patience=9, accelerator="cpu")
+    torch.rand(5)  # another process has another random state
+    resumed, resumed_data = parts(data, encoder_folder, dropout=dropout)
+    again = fit(resumed, resumed_data, tmp_path / "broken", max_epochs=3, patience=9, accelerator="cpu")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert again == summary and summary["steps"] == 9 and len(summary["dev"]) == 4
+
+
+def test_one_epoch_equals_plain_pytorch(data, encoder_folder, tmp_path):
+    """The same batches, losses and schedule written out, every text encoded alone."""
+    module, module_data = parts(data, encoder_folder, epochs=1)
+    fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
+
+    _, queries, passages = data
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.01)
+    _, reference_data = parts(data, encoder_folder)
+    for step, batch in enumerate(reference_data.train_dataloader()):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * [0.5, 1.0, 1.0][step]  # 2 warm-up steps, then the decay begins
+        q = torch.cat([student(**queries.batch([int(row)])) for row in batch.queries])
+        p = torch.cat([student(**passages.batch([int(row)])) for row in batch.passages])
+        scores = (torch.einsum("bd,bkd->bk", q, p[batch.slots]), q @ p.T)
+        inputs = (batch.teacher, batch.positives, batch.multiplicity, batch.masked)
+        loss = LOSS(lambda scores=scores: scores[0], lambda scores=scores: scores[1], *inputs)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+    expected = torch.cat([p.detach().flatten() for p in student.parameters()])
+    torch.testing.assert_close(weights(module), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_training_lowers_the_dev_loss_and_keeps_the_best(data, encoder_folder, tmp_path):
+    module, module_data = parts(data, encoder_folder, epochs=4, rate=3e-3)
+    summary = fit(module, module_data, tmp_path, max_epochs=4, patience=9, accelerator="cpu")
+    losses = [epoch["loss"] for epoch in summary["dev"]]
+    assert summary["best_epoch"] == int(np.argmin(losses))
+    module.trainer.datamodule = module_data
+    assert module.dev_terms(module_data.val_dataloader())["loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_nothing_that_helps_leaves_the_untuned_student(data, encoder_folder, tmp_path):
+    module, module_data = parts(data, encoder_folder, rate=5.0)
+    before = weights(module)
+    summary = fit(module, module_data, tmp_path, max_epochs=3, accelerator="cpu")
+    assert summary["best_epoch"] == 0
+    assert torch.equal(weights(module), before)
+
+
+def test_the_stopping_rule():
+    selection = DevSelection(None, patience=2)
+    curve = [(1.0, 1.0), (0.9, 0.9), (0.95, 0.8), (0.96, 0.85), (0.97, 0.9)]
+    stale = []
+    for loss, listwise in curve:
+        selection.curve.append({"loss": loss, "listwise": listwise})
+        stale.append(selection._stale())
+    assert stale == [0, 0, 0, 1, 2]  # the listwise loss still improved in epoch 2
+    assert selection.best_epoch == 1
+
+
+def test_the_schedule(data, encoder_folder):
+    module, _ = parts(data, encoder_folder, epochs=10)  # 3 steps an epoch: 30 steps, 2 of warm-up
+    rates = [module.rate(step) for step in range(31)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    np.testing.assert_allclose(np.diff(rates[2:27]), -1 / 28)
+    assert rates[-1] == 0.1 == min(rates)
+
+
+def test_checkpoints_hold_the_student_only(data, encoder_folder, tmp_path):
+    module, module_data = parts(data, encoder_folder, epochs=1)
+    fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert {name.split(".")[0] for name in state["state_dict"]} == {"student"}
+
+
+def test_a_loss_that_is_not_a_number_stops_with_one_line(data, encoder_folder, tmp_path):
+    module, module_data = parts(data, encoder_folder)
+    with torch.no_grad():
+        next(module.student.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="step 0; lower trainer.learning_rate"):
+        fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
+
+
+def test_batches_do_not_depend_on_who_asks(data):
+    groups = data[0]
+    one, other = (GroupsDataModule(groups, 8, 0.6, seed=3) for _ in range(2))
+    for epoch in (0, 1):
+        for loaders in [(one.train_dataloader(), other.train_dataloader())]:
+            for loader in loaders:
+                loader.sampler.set_epoch(epoch)
+            pairs = zip(*loaders, strict=True)
+            assert all(torch.equal(a.queries, b.queries) for a, b in pairs)
+    seen = torch.cat([batch.queries for batch in one.train_dataloader()])
+    assert sorted(seen.tolist()) == list(range(20))

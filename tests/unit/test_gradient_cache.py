@@ -1,0 +1,140 @@
+"""The gradient cache gives the plain full batch's gradients."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import tiny_config
+from torch import nn
+from transformers import BertModel
+
+from dense_retrieval.groups.batch import collate
+from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.training.gradient_cache import backward, embed
+from dense_retrieval.training.module import DistillationModule
+from test_losses import random_groups
+
+LOSS = DistillationLoss(1.0, 0.1, 0.05, 0.3, 0.05)
+
+
+class Texts:
+    """Random token sequences of different lengths."""
+
+    def __init__(self, n: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.lengths = rng.integers(2, 20, n)
+        self.ids = [rng.integers(4, 20, length) for length in self.lengths]
+
+    def batch(self, rows):
+        width = self.lengths[rows].max()
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : self.lengths[row]] = torch.from_numpy(self.ids[row])
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+def encoder(dropout: float = 0.0, double: bool = False) -> BiEncoder:
+    torch.manual_seed(0)
+    config = tiny_config(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model = BiEncoder(BertModel(config, add_pooling_layer=False), None, pooling="mean", passage_length=32)
+    return (model.double() if double else model).train()
+
+
+def problem(n_groups: int = 6):
+    """A ragged batch that shares passages, its texts, and its loss of embeddings."""
+    batch = collate(random_groups(1, n=n_groups), np.arange(n_groups), 0.6)
+    texts = Texts(n_groups + len(batch.passages))
+    return texts, lambda embeddings: DistillationModule._terms(LOSS, embeddings, batch)
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def relative_error(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    flat, reference = (torch.cat([g.flatten().double() for g in gs]) for gs in (one, other))
+    return ((flat - reference).norm() / reference.norm()).item()
+
+
+def plain(model: BiEncoder, texts: Texts, loss) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One forward pass a text, one graph, one backward pass."""
+    embeddings = torch.cat([model(**texts.batch(np.array([row]))) for row in range(len(texts.lengths))])
+    value = loss(embeddings)["loss"]
+    value.backward()
+    return value.detach(), gradients(model)
+
+
+@pytest.mark.parametrize("graph_tokens", [0, 10**6], ids=["cached", "one pass"])
+@pytest.mark.parametrize("chunk_tokens", [1, 40, 10**6])
+def test_gradients_equal_the_plain_full_batch(chunk_tokens, graph_tokens):
+    texts, loss = problem()
+    value, expected = plain(encoder(), texts, loss)
+    model = encoder()
+    terms = backward(model, texts, loss, chunk_tokens=chunk_tokens, graph_tokens=graph_tokens)
+    assert terms["loss"].item() == pytest.approx(value.item(), rel=1e-5)
+    assert relative_error(gradients(model), expected) < 1e-5
+
+
+def test_float64_gradients_agree_to_rounding():
+    texts, loss = problem()
+    _, expected = plain(encoder(double=True), texts, lambda e: loss(e.double()))
+    model = encoder(double=True)
+    backward(model, texts, loss, chunk_tokens=40, graph_tokens=0)
+    # The encoder itself pools and normalises in float32.
+    assert relative_error(gradients(model), expected) < 1e-5
+
+
+def test_dropout_is_replayed():
+    """With dropout, the second pass must draw what the first one drew: one pass over the same chunks agrees."""
+    texts, loss = problem()
+    once, cached = encoder(dropout=0.3), encoder(dropout=0.3)
+    torch.manual_seed(7)
+    first = backward(once, texts, loss, chunk_tokens=40, graph_tokens=10**6)
+    after_once = torch.rand(1)
+    torch.manual_seed(7)
+    second = backward(cached, texts, loss, chunk_tokens=40, graph_tokens=0)
+    assert first["loss"].item() == pytest.approx(second["loss"].item(), rel=1e-6)
+    assert relative_error(gradients(cached), gradients(once)) < 1e-5
+    assert torch.equal(after_once, torch.rand(1))  # and the random state goes on as after one pass
+
+
+def test_bfloat16_autocast_loses_no_gradient():
+    """Autocast's weight cache, filled without a graph, would leave the weights without gradients."""
+    texts, loss = problem()
+    once, cached = encoder(), encoder()
+    for model, graph_tokens in ((once, 10**6), (cached, 0)):
+        with torch.autocast("cpu", torch.bfloat16):
+            backward(model, texts, loss, chunk_tokens=40, graph_tokens=graph_tokens)
+    assert len(gradients(cached)) == len(gradients(once)) > 10
+    assert all(g.abs().sum() > 0 for g in gradients(cached)[3:] if g.ndim == 2)
+    assert relative_error(gradients(cached), gradients(once)) < 1e-5
+
+
+def test_embed_equals_one_by_one():
+    texts, _ = problem()
+    model = encoder().eval()
+    alone = torch.cat([model(**texts.batch(np.array([row]))) for row in range(len(texts.lengths))])
+    torch.testing.assert_close(embed(model, texts, 40), alone.detach(), atol=1e-6, rtol=1e-5)
+
+
+def _two_processes(rank: int, rendezvous: str, results: str, n_groups: int, chunk_tokens: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    texts, loss = problem(n_groups)
+    model = encoder()
+    terms = backward(model, texts, loss, chunk_tokens=chunk_tokens, graph_tokens=10**6)
+    torch.save((terms["loss"], gradients(model)), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("chunk_tokens", [40, 10**6], ids=["uneven chunks", "one process has nothing"])
+def test_two_processes_give_one_process_gradients(tmp_path, chunk_tokens):
+    arguments = (str(tmp_path / "rendezvous"), str(tmp_path), 5, chunk_tokens)
+    torch.multiprocessing.spawn(_two_processes, arguments, nprocs=2)
+    texts, loss = problem(5)
+    value, expected = plain(encoder(), texts, loss)
+    for rank in range(2):
+        their_value, theirs = torch.load(tmp_path / f"{rank}.pt")
+        assert their_value.item() == pytest.approx(value.item(), rel=1e-5)
+        assert relative_error(theirs, expected) < 1e-5
