@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_a_number_stops_with_one_line(data, encoder_folder, t
     module, module_data = parts(data, encoder_folder)
     with torch.no_grad():
         next(module.student.parameters()).fill_(float("nan"))
-    with pytest.raises(InputError, match="step 0; lower trainer.learning_rate"):
+    with pytest.raises(InputError, match=r"step 0; lower trainer.learning_rate"):
         fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
 
 

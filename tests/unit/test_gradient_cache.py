@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import tiny_config
+from test_losses import random_groups
 from torch import nn
 from transformers import BertModel
 
@@ -13,7 +14,6 @@ from dense_retrieval.losses.combined import DistillationLoss
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.training.gradient_cache import backward, embed
 from dense_retrieval.training.module import DistillationModule
-from test_losses import random_groups
 
 LOSS = DistillationLoss(1.0, 0.1, 0.05, 0.3, 0.05)
 
