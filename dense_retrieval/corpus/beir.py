@@ -195,18 +195,17 @@ def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[
                 yield {"id": identifier, "text": shown, "querytype": "human", "source": -1}
 
     with tempfile.TemporaryDirectory() as arrow:
-        table = _from_generator(records, PASSAGES if passages else QUERIES, arrow)
-    if not rows:
-        raise InputError(f"{file}: is empty")
+        try:
+            table = Dataset.from_generator(
+                records, features=PASSAGES if passages else QUERIES, cache_dir=arrow
+            )
+        except Exception as error:  # datasets wraps what the generator raised, and refuses no rows
+            if isinstance(error.__cause__, InputError):
+                raise error.__cause__ from None
+            if not rows:
+                raise InputError(f"{file}: is empty") from None
+            raise
     return table, rows
-
-
-def _from_generator(records, features, folder: str) -> Dataset:
-    try:
-        return Dataset.from_generator(records, features=features, cache_dir=folder)
-    except Exception as error:  # datasets wraps what the generator raised
-        cause = error.__cause__ or error
-        raise (cause if isinstance(cause, InputError) else error) from None
 
 
 def _split(file: Path, queries: Dataset, passage_rows: dict[str, int]) -> tuple[Dataset, Qrels]:

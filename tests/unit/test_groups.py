@@ -1,0 +1,106 @@
+"""Filters, labels and splits by hand and by naive loops; temperatures by known optima."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from dense_retrieval.groups.build import build, dev_side
+from dense_retrieval.losses.temperature import student_temperature, teacher_temperature
+from dense_retrieval.records import CandidateList, InputError
+
+
+def scored(n: int = 60, k: int = 4, seed: int = 0):
+    """Lists whose source passage (row 100 + q // 2) is usually, not always, the best."""
+    rng = np.random.default_rng(seed)
+    passages = np.stack([rng.choice(100, k, replace=False) for _ in range(n)])
+    source = 100 + np.arange(n) // 2
+    position = rng.integers(0, k, n)
+    passages[np.arange(n), position] = source
+    scores = rng.normal(size=(n, k)).astype(np.float32)
+    scores[np.arange(n), position] += 2
+    types = np.where(np.arange(n) % 3 == 0, "claim", "web").tolist()
+    return CandidateList(passages, scores), source, types
+
+
+def test_filters_and_labels_equal_a_naive_loop():
+    lists, source, types = scored()
+    built = build(lists, source, types, list_size=4, min_top_percentile=60)
+    for name in ("claim", "web"):
+        first = [
+            q
+            for q in range(60)
+            if types[q] == name and lists.passages[q][lists.scores[q].argmax()] == source[q]
+        ]
+        survivors = np.concatenate([lists.scores[q] for q in first])
+        low, floor, high = np.percentile(survivors, [1, 60, 99])
+        kept = [q for q in first if lists.scores[q].max() >= floor]
+        assert 0 < len(kept) < len(first)
+        mine = [g for g in range(len(built.groups.query)) if types[built.groups.query[g]] == name]
+        assert built.groups.query[mine].tolist() == kept
+        for g, q in zip(mine, kept, strict=True):
+            order = np.argsort(-lists.scores[q])
+            assert built.groups.passages[g].tolist() == lists.passages[q][order].tolist()
+            expected = np.clip((lists.scores[q][order] - low) / (high - low), 0, 1)
+            np.testing.assert_allclose(built.groups.teacher[g], expected, rtol=1e-5)
+        steps = built.yields[name]
+        assert (steps["teacher filter"], steps["labels"]) == (len(first), len(kept))
+        assert steps["train"] + steps["dev"] == len(kept)
+
+
+def test_short_and_empty_lists_are_dropped():
+    lists, source, types = scored()
+    lists.passages[0], lists.scores[0] = -1, -np.inf
+    lists.passages[1, 3], lists.scores[1, 3] = -1, -np.inf
+    built = build(lists, source, types, list_size=4, teacher_top1=False, min_top_percentile=0)
+    assert built.groups.query.tolist() == list(range(2, 60))
+    assert built.yields["claim"]["queries"] - built.yields["claim"]["retriever filter"] == 1
+    assert np.isneginf(built.normalised[1, 3])
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.floats(0, 1), st.integers(0, 99))
+@settings(deadline=None)
+def test_a_passage_is_on_one_side_and_none_is_empty(sources, fraction, seed):
+    source = np.array(sources)
+    if len(set(sources)) < 2:
+        with pytest.raises(InputError, match="one passage"):
+            dev_side(source, fraction, seed)
+        return
+    dev = dev_side(source, fraction, seed)
+    assert not set(source[dev]) & set(source[~dev])
+    assert dev.any() and not dev.all()
+
+
+def test_nothing_left_names_the_filters():
+    lists, source, types = scored()
+    with pytest.raises(InputError, match=r"0 after teacher filter.*groups.teacher_top1=false"):
+        build(lists, source + 1000, types, list_size=4)
+
+
+def test_equal_scores_do_not_divide_by_zero():
+    lists, source, types = scored()
+    same = CandidateList(lists.passages, np.full_like(lists.scores, 0.25))
+    built = build(same, source, types, list_size=4, teacher_top1=False)
+    assert np.isfinite(built.groups.teacher).all()
+
+
+def test_teacher_temperature_is_the_one_the_sources_were_drawn_with():
+    rng = np.random.default_rng(0)
+    scores = rng.random((20_000, 5))
+    cumulative = softmax(scores / 0.2, axis=1).cumsum(1)
+    source = (rng.random((20_000, 1)) > cumulative).sum(1)
+    assert teacher_temperature(scores, source) == pytest.approx(0.2, rel=0.03)
+
+
+def test_student_temperature_undoes_a_known_scale():
+    teacher = np.random.default_rng(0).random((500, 6))
+    teacher[:, 5] = -np.inf
+    cosines = np.where(np.isneginf(teacher), 0.9, teacher * 0.4 + 0.3)
+    # softmax(cosine / τ) = softmax(0.4 t / τ): the teacher's at 0.1 is met at τ = 0.04
+    assert student_temperature(cosines, teacher, 0.1) == pytest.approx(0.04, rel=1e-3)
+
+
+def test_a_teacher_that_is_always_right_gets_the_bound():
+    scores = np.tile([1.0, 0.0], (10, 1))
+    assert teacher_temperature(scores, np.zeros(10, dtype=int)) < 0.03

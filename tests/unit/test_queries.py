@@ -1,0 +1,121 @@
+"""Cleaning, drawing, and reading queries."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from dense_retrieval.corpus.embedded import wikiscience
+from dense_retrieval.queries import draw, files, human
+from dense_retrieval.queries.clean import clean
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
+
+PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultivars primarily grown for their leaves."
+
+
+@pytest.mark.parametrize(
+    ("raw", "querytype", "expected"),
+    [
+        ('"kale leaves"', "web", "kale leaves"),
+        ("Here is a question: What is kale?", "question", "What is kale?"),
+        ("Sure! Here's a query:\n“What is kale?”", "question", "What is kale?"),
+        ("1. What is kale?\n2. What is cabbage?", "question", "What is kale?"),
+        ("- kale varieties", "web", "kale varieties"),
+        ("Search for kale varieties", "web", "kale varieties"),
+        (
+            "The passage clearly states that kale is grown for its leaves.",
+            "claim",
+            "Kale is grown for its leaves.",
+        ),
+        ("a, b, a, c , d., e, f", "keyword", "a, b, c, d, e"),
+        ("What is kale?", "question", "What is kale?"),
+    ],
+)
+def test_a_query_is_cleaned(raw, querytype, expected):
+    assert clean(raw, querytype, PASSAGE) == (expected, "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("", "empty"),
+        ('""', "empty"),
+        ("I'm sorry, but I cannot help with that.", "refusal"),
+        ("What does the passage say about kale?", "not self-contained"),
+        ("word " * 20, "too long"),
+        ("Kale also called leaf cabbage belongs to a group of cabbage cultivars", "copied"),
+    ],
+)
+def test_a_bad_query_is_dropped_with_its_reason(raw, reason):
+    assert clean(raw, "claim", PASSAGE) == (None, reason)
+
+
+def table(counts: dict[str, int]) -> Dataset:
+    names = [name for name, n in counts.items() for _ in range(n)]
+    rows = range(len(names))
+    columns = {
+        "id": [str(r) for r in rows],
+        "text": ["x"] * len(names),
+        "querytype": names,
+        "source": list(rows),
+    }
+    return Dataset.from_dict(columns, QUERIES)
+
+
+def test_equal_shares_and_what_a_small_type_lacks_is_shared():
+    queries = table({"claim": 50, "web": 50, "title": 4, "question": 50})
+    drawn = draw.draw(queries, ["claim", "web", "title"], 30, seed=0)
+    assert Counter(drawn["querytype"]) == {"claim": 13, "web": 13, "title": 4}
+    assert len(set(drawn["id"])) == 30
+    assert draw.draw(queries, ["claim"], 30, 0)["id"] != draw.draw(queries, ["claim"], 30, 1)["id"]
+    assert len(draw.draw(queries, ["claim", "web"], None, 0)) == 100
+
+
+def test_a_type_without_queries_names_those_there_are():
+    with pytest.raises(InputError, match="no queries of type 'title'; there are: claim, web"):
+        draw.draw(table({"claim": 1, "web": 1}), ["claim", "title"], None, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "queries.jsonl:2"),
+        ('{"passage_id": "p0", "text": "x"}', "queries.jsonl:2.*querytype"),
+        ('{"passage_id": "p9", "querytype": "web", "text": "x"}', "queries.jsonl:2: passage_id 'p9'"),
+        ("[1]", "queries.jsonl:2"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    passages = Dataset.from_dict({"id": ["p0"], "title": [""], "text": ["t"]}, PASSAGES)
+    good = json.dumps({"passage_id": "p0", "querytype": "web", "text": "x", "other": 1})
+    path = tmp_path / "queries.jsonl"
+    path.write_text(f"{good}\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        files.read(str(path), passages)
+    path.write_text(good)
+    assert files.read(str(path), passages)[0] == {
+        "id": "p0-web-1",
+        "text": "x",
+        "querytype": "web",
+        "source": 0,
+    }
+
+
+def test_no_file_names_the_overrides_that_work():
+    with pytest.raises(InputError, match=r"generator.path=FILE.*querytype=human"):
+        files.read(None, wikiscience().passages)
+
+
+def test_the_source_of_a_human_query_is_its_most_relevant_passage():
+    queries = Dataset.from_dict(
+        {"id": ["a", "b", "c"], "text": ["x", "y", "z"], "querytype": ["human"] * 3, "source": [-1] * 3},
+        QUERIES,
+    )
+    qrels = Qrels(np.array([0, 0, 1, 1, 2]), np.array([5, 4, 7, 6, 8]), np.array([1, 2, 1, 1, 0]))
+    passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
+    found = human.from_train_split(Corpus(passages, {"train": queries}, {"train": qrels}, np.array([])))
+    assert (list(found["id"]), list(found["source"])) == (["a", "b"], [4, 6])
+    with pytest.raises(InputError, match="querytype=mixed generator.path"):
+        human.from_train_split(Corpus(passages, {}, {}, np.array([])))
