@@ -170,7 +170,7 @@ def main(config: TeacherTraining) -> None:
         target_modules=["query", "key", "value", "dense"],
         modules_to_save=["classifier"],
     )
-    teacher.classifier = get_peft_model(teacher.classifier, lora)
+    teacher.classifier = get_peft_model(teacher.classifier, lora)  # type: ignore[assignment]
     losses = fit(
         teacher,
         queries[: config.queries],
