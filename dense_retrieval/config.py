@@ -44,6 +44,7 @@ class FolderData(Data):
     query_characters: int | None = None
     test_split: str = "test"  # name of the qrels file
     heldout: int = 100  # passages that no training query may come from
+    missing_passages: int = 0  # judged passages that the corpus is known to lack
 
 
 @dataclass
@@ -57,6 +58,7 @@ class NamedData(Data):
     query_characters: int | None = None
     test_split: str = "test"
     heldout: int = 100
+    missing_passages: int = 0  # judged passages that the corpus is known to lack
 
 
 @dataclass
@@ -233,8 +235,13 @@ def one_line_errors(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def wrapped(config: Any) -> Any:
         try:
             return main(config)
-        except InputError as error:
-            raise CompactHydraException(f"error: {error}") from None
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause and not isinstance(cause, InputError):  # Hydra wraps what a target raises
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise CompactHydraException(f"error: {cause}") from None
 
     return wrapped
 

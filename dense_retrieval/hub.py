@@ -26,7 +26,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
         except Exception as error:  # the hub's errors share no base class
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"model {name!r} is no local folder and could not be had from the Hugging Face hub "
                 f"({type(error).__name__}: {reason}); give a folder, or one of the packaged models: "

@@ -56,7 +56,7 @@ class Qrels(_Arrays):
     """Relevance judgements, one entry a judged pair."""
 
     query: np.ndarray  # (J,) int64, query rows
-    passage: np.ndarray  # (J,) int64, passage rows
+    passage: np.ndarray  # (J,) int64, passage rows; negative = judged, but not in the corpus
     relevance: np.ndarray  # (J,) int64, graded; 0 = judged not relevant
 
 

@@ -7,22 +7,27 @@
     qrels/test.tsv      query-id <tab> corpus-id <tab> score, with a header; also train.tsv, dev.tsv
 """
 
-import gzip
+import errno
 import hashlib
-import json
+import http.client
+import logging
+import shutil
 import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
 from huggingface_hub import snapshot_download
+from rich.progress import wrap_file
 
-from dense_retrieval.corpus import holdout
+from dense_retrieval.corpus import holdout, judgements
+from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.corpus.text import passage_text
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError
+
+log = logging.getLogger(__name__)
 
 _ZIPS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
 
@@ -34,6 +39,7 @@ def read_folder(
     query_characters: int | None = None,
     test_split: str = "test",
     heldout: int = 100,
+    missing_passages: int = 0,
 ) -> Corpus:
     """A folder or ``.zip`` in BEIR's layout.
 
@@ -42,6 +48,8 @@ def read_folder(
         passage_characters, query_characters: longer texts are cut; None keeps them whole.
         test_split: the qrels file that is the test split.
         heldout: passages that no training query may come from.
+        missing_passages: judged passages that the corpus is known to lack. They stay in the qrels, as
+            rows -1, -2, ..., and no system can find them: so the published figures were measured.
 
     Raises:
         InputError: something is missing, broken or inconsistent; with its file and line.
@@ -50,7 +58,11 @@ def read_folder(
     if folder.suffix == ".zip" and folder.is_file():
         with tempfile.TemporaryDirectory() as unpacked:
             inside = _unzip(folder, Path(unpacked))
-            return read_folder(str(inside), text, passage_characters, query_characters, test_split, heldout)
+            limits = passage_characters, query_characters
+            try:
+                return read_folder(str(inside), text, *limits, test_split, heldout, missing_passages)
+            except InputError as error:
+                raise InputError(str(error).replace(unpacked, path)) from error
     if not folder.is_dir():
         raise InputError(f"data.path={path}: there is no such folder or zip")
     passages, passage_rows = _table(folder, "corpus", text, passage_characters)
@@ -60,7 +72,7 @@ def read_folder(
         files = [folder / "qrels" / f"{name}{suffix}" for suffix in (".tsv", ".jsonl")]
         file = next((f for f in files if f.is_file()), None)
         if file:
-            queries[split], qrels[split] = _split(file, everything, passage_rows)
+            queries[split], qrels[split] = judgements.read(file, everything, passage_rows, missing_passages)
         elif split == "test":
             there = ", ".join(sorted({p.stem for p in files[0].parent.glob("*.*")})) or "none"
             raise InputError(f"{files[0]} is missing; the splits there: {there} (data.test_split=...)")
@@ -71,7 +83,7 @@ def read_hub(name: str, revision: str | None = None, **settings) -> Corpus:
     """A BEIR corpus from the hub's ``mteb/<name>``, which keeps BEIR's files.
 
     Args:
-        revision: branch, tag or commit; None is the newest. The commit used is recorded.
+        revision: branch, tag or commit; None is the newest. The commit used is logged.
         settings: of :func:`read_folder`.
 
     Raises:
@@ -81,11 +93,12 @@ def read_hub(name: str, revision: str | None = None, **settings) -> Corpus:
     try:
         folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
     except Exception as error:  # the hub's errors share no base class
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise InputError(
             f"corpus {name!r} could not be had from the Hugging Face hub ({type(error).__name__}: {reason}); "
             "use BEIR's own zip with data.zip=true, or a folder in BEIR's layout with data=beir data.path=FOLDER"
         ) from error
+    log.info("%s: revision %s", name, Path(folder).name)
     return read_folder(folder, **settings)
 
 
@@ -104,13 +117,17 @@ def read_zip(name: str, md5: str, **settings) -> Corpus:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.zip"
         try:
-            urllib.request.urlretrieve(url, file)
-        except OSError as error:
+            with urllib.request.urlopen(url, timeout=60) as response, file.open("wb") as target:
+                size = int(response.headers.get("Content-Length") or 0)
+                with wrap_file(response, size, description=f"{name}.zip") as source:
+                    shutil.copyfileobj(source, target)
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(
                 f"{url} could not be downloaded ({error}); use the hub with data.zip=false, or download it "
                 "elsewhere and give data=beir data.path=FILE.zip"
             ) from error
-        found = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "md5").hexdigest()
         if found != md5:
             raise InputError(
                 f"{url}: its MD5 is {found}, BEIR publishes {md5}; the download is broken, try again"
@@ -129,7 +146,7 @@ def _unzip(file: Path, folder: Path) -> Path:
     """Unpack, and return the folder that holds ``corpus.jsonl``.
 
     Raises:
-        InputError: a broken zip, or one with a member outside its folder.
+        InputError: a broken zip, one with a member outside its folder, one without or with several corpora.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -139,30 +156,18 @@ def _unzip(file: Path, folder: Path) -> Path:
                         f"{file}: its member {member!r} would be written outside the folder; not unpacked"
                     )
             archive.extractall(folder)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{file}: no readable zip ({error}); download it again") from error
-    found = sorted(folder.rglob("corpus.jsonl*"))
-    if not found:
-        raise InputError(f"{file}: holds no corpus.jsonl; a zip in BEIR's layout is needed")
-    return found[0].parent
-
-
-def _lines(file: Path) -> Iterator[tuple[int, dict]]:
-    """Line numbers and JSON objects; raises InputError with file and line."""
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{file}:{number}: broken JSON ({error.msg}, column {error.colno})"
-                ) from error
-            if not isinstance(record, dict):
-                raise InputError(f"{file}:{number}: a JSON object is needed, not {type(record).__name__}")
-            yield number, record
+    except InputError:
+        raise
+    except Exception as error:  # zipfile's, zlib's, struct's, OSError: a broken zip has many
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        remedy = "make room, or set TMPDIR to a larger disk" if full else "download it again"
+        raise InputError(f"{file}: no readable zip ({error}); {remedy}") from error
+    found = sorted({corpus.parent for corpus in folder.rglob("corpus.jsonl*")})
+    if len(found) != 1:
+        names = ", ".join(str(each.relative_to(folder)) for each in found)
+        holds = f"several corpora ({names})" if found else "no corpus.jsonl"
+        raise InputError(f"{file}: holds {holds}; one corpus in BEIR's layout is needed")
+    return found[0]
 
 
 def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[Dataset, dict[str, int]]:
@@ -177,17 +182,16 @@ def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[
 
     def records() -> Iterator[dict]:
         rows.clear()
-        for number, record in _lines(file):
-            for key in ("_id", "text"):
-                if not isinstance(record.get(key), str):
+        for number, record in json_objects(file):
+            title = record.get("title") or ""
+            for key, value in ("_id", record.get("_id")), ("text", record.get("text")), ("title", title):
+                if not isinstance(value, str):
                     raise InputError(f"{file}:{number}: the key {key!r} is missing or no string")
             identifier = record["_id"]
             if identifier in rows:
-                raise InputError(
-                    f"{file}:{number}: the id {identifier!r} stands already in row {rows[identifier] + 1}"
-                )
+                first = next(n for n, other in json_objects(file) if other["_id"] == identifier)
+                raise InputError(f"{file}:{number}: the id {identifier!r} stands already in line {first}")
             rows[identifier] = len(rows)
-            title = record.get("title") or ""
             shown = passage_text(title, record["text"], text, characters)
             if passages:
                 yield {"id": identifier, "title": title, "text": shown}
@@ -204,44 +208,9 @@ def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[
                 raise error.__cause__ from None
             if not rows:
                 raise InputError(f"{file}: is empty") from None
+            if isinstance(error.__cause__, UnicodeError):
+                raise InputError(
+                    f"{file}: a text is no valid Unicode ({error.__cause__}); repair it"
+                ) from None
             raise
     return table, rows
-
-
-def _split(file: Path, queries: Dataset, passage_rows: dict[str, int]) -> tuple[Dataset, Qrels]:
-    """The queries that a qrels file names, with its judgements."""
-    row_of = {identifier: row for row, identifier in enumerate(queries["id"])}
-    triples = []
-    for number, query, passage, score in _judgements(file):
-        for identifier, known, where in (query, row_of, "queries"), (passage, passage_rows, "corpus"):
-            if identifier not in known:
-                raise InputError(f"{file}:{number}: the id {identifier!r} is not in {where}.jsonl")
-        triples.append((row_of[query], passage_rows[passage], score))
-    if not triples:
-        raise InputError(f"{file}: has no judgement")
-    query_rows, passage_rows_, relevance = np.array(triples, dtype=np.int64).T
-    used, within = np.unique(query_rows, return_inverse=True)
-    return queries.select(used), Qrels(within, passage_rows_, relevance)
-
-
-def _judgements(file: Path) -> Iterator[tuple[int, str, str, int]]:
-    """Line number, query id, passage id and relevance, from BEIR's ``.tsv`` or mteb's ``.jsonl``."""
-    if file.suffix == ".jsonl":
-        for number, record in _lines(file):
-            try:
-                yield number, str(record["query-id"]), str(record["corpus-id"]), int(record["score"])
-            except (KeyError, ValueError, TypeError) as error:
-                raise InputError(
-                    f"{file}:{number}: query-id, corpus-id and a numeric score are needed"
-                ) from error
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            fields = line.rstrip("\n").split("\t")
-            if not line.strip() or (number == 1 and fields[-1] == "score"):
-                continue
-            if len(fields) != 3 or not fields[2].strip().lstrip("-").isdigit():
-                raise InputError(
-                    f"{file}:{number}: query-id, corpus-id and a whole score with tabs between are needed"
-                )
-            yield number, fields[0], fields[1], int(fields[2])

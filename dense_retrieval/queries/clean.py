@@ -11,7 +11,12 @@ _CHATTER = re.compile(
 # "The passage clearly states that ..."
 _REPORT = re.compile(r"^(?:the|this) (?:passage|text|article)\b[^,.]{0,60}?\bthat\s+", re.IGNORECASE)
 _PASSAGE = re.compile(r"\b(?:the|this|given|provided) (?:passage|text|article)\b", re.IGNORECASE)
-_REFUSAL = re.compile(r"\b(?:I'm sorry|I am sorry|I cannot|I can't|as an AI|language model)\b", re.IGNORECASE)
+# People ask about language models, and about what they cannot do: only the phrases of a refusal count.
+_REFUSAL = re.compile(
+    r"\b(?:I'm sorry|I am sorry|as an AI|(?:as|I am|I'm) an? (?:large )?language model|"
+    r"I (?:cannot|can't) (?:help|assist|provide|generate|create|write|answer|fulfil))",
+    re.IGNORECASE,
+)
 _QUOTES = "\"'`“”‘’*"
 
 MAX_WORDS = 19  # the paper: under 20

@@ -16,8 +16,13 @@ def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -
             share the rest. None takes all queries of the types.
 
     Raises:
-        InputError: a type without queries.
+        InputError: no type, a type without queries, a total below 1.
     """
+    types = list(dict.fromkeys(types))
+    if not types or (total is not None and total < 1):
+        raise InputError(
+            "querytype.types needs a type at least, and querytype.total is 1 or more, or null for all"
+        )
     names = np.array(queries["querytype"])
     rng = np.random.default_rng(seed)
     rows_of = {name: rng.permutation(np.flatnonzero(names == name)) for name in types}

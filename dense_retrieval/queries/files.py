@@ -1,10 +1,10 @@
 """Queries that somebody made before, from a JSON-lines file."""
 
-import json
 from pathlib import Path
 
 from datasets import Dataset
 
+from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.records import QUERIES, InputError
 
 
@@ -21,26 +21,22 @@ def read(path: str | None, passages: Dataset) -> Dataset:
     if path is None:
         raise InputError(
             "this corpus comes without synthetic queries: give generator.path=FILE with lines "
-            '{"passage_id": ..., "querytype": ..., "text": ...}, or train on its human queries with querytype=human'
+            '{"passage_id": ..., "querytype": ..., "text": ...}, or train on its human queries, '
+            "if it has some, with querytype=human"
         )
     if not Path(path).is_file():
         raise InputError(f"generator.path={path}: there is no such file")
     row_of = {passage: row for row, passage in enumerate(passages["id"])}
     columns: dict[str, list] = {name: [] for name in QUERIES}
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                query = json.loads(line)
-                passage, querytype, text = query["passage_id"], query["querytype"], query["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path}:{number}: not a JSON object with passage_id, querytype and text "
-                    f"({type(error).__name__}: {error})"
-                ) from error
-            if passage not in row_of:
-                raise InputError(f"{path}:{number}: passage_id {passage!r} is not in the corpus")
-            columns["id"].append(f"{passage}-{querytype}-{number}")
-            columns["text"].append(text)
-            columns["querytype"].append(querytype)
-            columns["source"].append(row_of[passage])
+    for number, query in json_objects(Path(path)):
+        for key in ("passage_id", "querytype", "text"):
+            if not isinstance(query.get(key), str):
+                raise InputError(f"{path}:{number}: the key {key!r} is missing or no string")
+        passage, querytype = query["passage_id"], query["querytype"]
+        if passage not in row_of:
+            raise InputError(f"{path}:{number}: passage_id {passage!r} is not in the corpus")
+        columns["id"].append(f"{passage}-{querytype}-{number}")
+        columns["text"].append(query["text"])
+        columns["querytype"].append(querytype)
+        columns["source"].append(row_of[passage])
     return Dataset.from_dict(columns, QUERIES)

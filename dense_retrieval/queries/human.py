@@ -19,7 +19,8 @@ def from_train_split(corpus: Corpus) -> Dataset:
         )
     queries, qrels = corpus.queries["train"], corpus.qrels["train"]
     order = np.lexsort((qrels.passage, -qrels.relevance, qrels.query))
-    order = order[qrels.relevance[order] > 0]
+    # A negative row is a judged passage that the corpus lacks.
+    order = order[(qrels.relevance[order] > 0) & (qrels.passage[order] >= 0)]
     rows, first = np.unique(qrels.query[order], return_index=True)
     table = queries.select(rows).to_dict()
     table |= {"querytype": ["human"] * len(rows), "source": qrels.passage[order[first]].tolist()}

@@ -51,7 +51,7 @@ class TextStages:
         loader = plain(self.config.data, "drop_self_matches", "queries")  # these are for later stages
         path = loader.get("path")
         settings = {key: value for key, value in loader.items() if key != "path"}
-        inputs = {"path": Path(path)} if path else {}
+        inputs = {"path": Path(path)} if path and Path(path).exists() else {}  # else the loader says so
 
         def build_corpus(folder: Path) -> dict[str, int]:
             corpus = instantiate(loader)
@@ -69,8 +69,9 @@ class TextStages:
         """The training queries, cleaned, drawn by type."""
         types = list(self.config.querytype.types)
         inputs = {"corpus": self.corpus_folder}
-        if types != ["human"] and self.config.generator.path:
-            inputs["file"] = Path(self.config.generator.path)
+        file = self.config.generator.path
+        if types != ["human"] and file and Path(file).is_file():  # else the reader says so
+            inputs["file"] = Path(file)
         settings = plain(self.config.querytype) | {"seed": self.config.seed}
 
         def build_queries(folder: Path) -> dict[str, int]:

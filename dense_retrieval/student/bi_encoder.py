@@ -85,7 +85,7 @@ class BiEncoder(nn.Module):
                 trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError) as error:
-            raise InputError(f"student {path}: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"student {path}: {str(error).strip().partition(chr(10))[0]}") from error
         return cls(transformer, load_tokenizer(folder, trust_remote_code), path=path, **settings)
 
     @property
@@ -120,4 +120,4 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False):
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"tokenizer of {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"tokenizer of {folder}: {str(error).strip().partition(chr(10))[0]}") from error

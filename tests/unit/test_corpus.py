@@ -12,7 +12,8 @@ import pytest
 
 from dense_retrieval.corpus import beir, embedded, holdout
 from dense_retrieval.corpus.text import passage_text
-from dense_retrieval.records import Corpus, InputError
+from dense_retrieval.evaluation.evaluate import per_query
+from dense_retrieval.records import CandidateList, Corpus, InputError
 
 PASSAGES = [
     {"_id": "d1", "title": "Kale", "text": "A cabbage.\nLeaves."},
@@ -124,12 +125,27 @@ original = beir.snapshot_download
         ("corpus.jsonl", '{"text": "x"}', r"corpus.jsonl:1: the key '_id'"),
         ("corpus.jsonl", '{"_id": "d1"}', r"corpus.jsonl:1: the key 'text'"),
         ("corpus.jsonl", "[]", r"corpus.jsonl:1: a JSON object"),
-        ("corpus.jsonl", '{"_id": "a", "text": ""}\n{"_id": "a", "text": ""}', r"corpus.jsonl:2: the id 'a'"),
+        ("corpus.jsonl", '{"_id": "a", "title": [1], "text": "x"}', r"corpus.jsonl:1: the key 'title'"),
+        (
+            "corpus.jsonl",
+            '\n{"_id": "a", "text": ""}\n\n{"_id": "a", "text": ""}',
+            r"corpus.jsonl:4: the id 'a' stands already in line 2",
+        ),
+        ("corpus.jsonl", '{"_id": "a", "text": "\\ud800"}', r"corpus.jsonl: a text is no valid Unicode"),
+        ("corpus.jsonl", "\n\n", r"corpus.jsonl: is empty"),
         ("corpus.jsonl", "", r"corpus.jsonl: is empty"),
         ("queries.jsonl", '{"_id": 3, "text": "x"}', r"queries.jsonl:1: the key '_id'"),
         ("qrels/test.tsv", "q1\td9\t1", r"test.tsv:1: the id 'd9' is not in corpus"),
         ("qrels/test.tsv", TSV + "q9\td1\t1", r"test.tsv:5: the id 'q9' is not in queries"),
+        (
+            "qrels/test.tsv",
+            TSV + "q1\td8\t1\nq1\td9\t1\nq3\td9\t1",
+            r"test.tsv:5: the id 'd8'.*such ids: 2\)",
+        ),
         ("qrels/test.tsv", "q1 d1 1", r"test.tsv:1: .*tabs"),
+        ("qrels/test.tsv", "q1\td1\t0.5", r"test.tsv:1: .*whole score"),
+        ("qrels/test.tsv", "q1\td1\t--1", r"test.tsv:1: .*whole score"),
+        ("qrels/test.tsv", "q1\td1\tinf", r"test.tsv:1: .*whole score"),
         ("qrels/test.tsv", "q1\td1\thigh", r"test.tsv:1: .*whole score"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", r"test.tsv: has no judgement"),
     ],
@@ -183,3 +199,79 @@ def test_wikipedia_vital_splits_do_not_overlap():
     corpus = embedded.wikipedia_vital()
     assert len(corpus.passages) == 10_033 and len(corpus.queries["test"]) == 700
     assert not set(corpus.qrels["train"].passage) & (set(corpus.qrels["test"].passage) | set(corpus.heldout))
+
+
+def test_another_encoding_and_a_byte_order_mark(folder):
+    corpus = folder / "corpus.jsonl"
+    corpus.write_bytes(b"\xef\xbb\xbf" + corpus.read_bytes())
+    check(beir.read_folder(str(folder)))
+    corpus.write_bytes('{"_id": "a", "text": "x"}\n{"_id": "b", "text": "é"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"corpus.jsonl:2: is not UTF-8"):
+        beir.read_folder(str(folder))
+
+
+def test_broken_gzip(folder):
+    whole = gzip.compress((folder / "corpus.jsonl").read_bytes() * 100)
+    (folder / "corpus.jsonl").unlink()
+    for broken in (whole[: len(whole) // 2], b"no gzip", whole[:20] + b"\xff" * 20):
+        (folder / "corpus.jsonl.gz").write_bytes(broken)
+        with pytest.raises(InputError, match=r"corpus.jsonl.gz: a broken gzip"):
+            beir.read_folder(str(folder))
+
+
+def test_a_zip_broken_inside_a_member(folder, tmp_path):
+    """Whatever byte is flipped, it is one line, or the zip is as good as before."""
+    archive = Path(shutil.make_archive(str(tmp_path / "tiny"), "zip", tmp_path, "tiny"))
+    whole = archive.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), 7):
+        archive.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        try:
+            beir._unzip(archive, tmp_path / f"out{position}")
+        except InputError as error:
+            refused += "\n" not in str(error)
+    assert refused > 20
+
+
+def test_a_message_names_the_zip_not_where_it_was_unpacked(folder, tmp_path):
+    (folder / "corpus.jsonl").write_text("{broken")
+    archive = shutil.make_archive(str(tmp_path / "tiny"), "zip", tmp_path, "tiny")
+    with pytest.raises(InputError) as caught:
+        beir.read_folder(archive)
+    assert str(caught.value).startswith(f"{archive}/tiny/corpus.jsonl:1: broken JSON")
+
+
+def test_a_zip_of_several_corpora(folder, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(folder, tmp_path / "both" / name)
+    archive = shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / "both")
+    with pytest.raises(InputError, match=r"several corpora \(a, b\)"):
+        beir.read_folder(archive)
+
+
+def test_known_missing_passages_count_against_every_system(folder):
+    """As trec_eval does with a judged passage that is not in the corpus: q1 finds one of three."""
+    (folder / "qrels" / "test.tsv").write_text(TSV + "q1\td8\t1\nq1\td9\t1\nq2\td9\t1\n")
+    corpus = beir.read_folder(str(folder), missing_passages=2)
+    qrels = corpus.qrels["test"]
+    assert list(zip(qrels.query.tolist(), qrels.passage.tolist(), strict=True)) == [
+        *[(0, 0), (0, 1), (2, 1)],
+        *[(0, -1), (0, -2), (1, -2)],
+    ]
+    ranking = CandidateList(np.tile([0, 1, -1], (3, 1)), np.tile(np.float32([2, 1, -np.inf]), (3, 1)))
+    assert per_query(ranking, qrels)["R@100"].tolist() == [pytest.approx(1 / 3), 0.0, 1.0]
+    with pytest.raises(InputError, match="d8"):
+        beir.read_folder(str(folder), missing_passages=1)
+
+
+def test_wikiscience_is_the_split_that_it_ships():
+    corpus = embedded.wikiscience()
+    split = json.loads((Path(embedded.__file__).parent / "wikivital" / "science_split.json").read_text())
+    ids = list(corpus.passages["id"])
+    assert ids == split["passages"] and len(ids) == 2332
+    assert {ids[row] for row in corpus.heldout} == set(split["heldout"]) and len(corpus.heldout) == 100
+    for name, n in {"test": 700, "train": 982}.items():
+        qrels = corpus.qrels[name]
+        assert [ids[row] for row in qrels.passage] == split[f"human_{name}"] and len(qrels.passage) == n
+        assert qrels.query.tolist() == list(range(n)) and set(qrels.relevance.tolist()) == {1}
+        assert min(len(text.split()) for text in corpus.queries[name]["text"]) >= 4

@@ -1,11 +1,14 @@
 """Cleaning, drawing, and reading queries."""
 
+import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dense_retrieval.corpus.embedded import wikiscience
 from dense_retrieval.queries import draw, files, human
@@ -31,6 +34,8 @@ PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultiva
         ),
         ("a, b, a, c , d., e, f", "keyword", "a, b, c, d, e"),
         ("What is kale?", "question", "What is kale?"),
+        ("What is a large language model?", "question", "What is a large language model?"),
+        ("I can't sleep at night", "web", "I can't sleep at night"),
     ],
 )
 def test_a_query_is_cleaned(raw, querytype, expected):
@@ -43,6 +48,8 @@ def test_a_query_is_cleaned(raw, querytype, expected):
         ("", "empty"),
         ('""', "empty"),
         ("I'm sorry, but I cannot help with that.", "refusal"),
+        ("As a language model, I have no opinion on kale.", "refusal"),
+        ("I can't provide a query for this.", "refusal"),
         ("What does the passage say about kale?", "not self-contained"),
         ("word " * 20, "too long"),
         ("Kale also called leaf cabbage belongs to a group of cabbage cultivars", "copied"),
@@ -78,6 +85,26 @@ def test_a_type_without_queries_names_those_there_are():
         draw.draw(table({"claim": 1, "web": 1}), ["claim", "title"], None, 0)
 
 
+@pytest.mark.parametrize(("types", "total"), [([], None), (["claim"], 0), (["claim"], -1)])
+def test_nothing_to_draw_is_an_error(types, total):
+    with pytest.raises(InputError, match=r"querytype.types.*querytype.total"):
+        draw.draw(table({"claim": 3}), types, total, 0)
+
+
+@given(
+    counts=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 12), min_size=1),
+    total=st.integers(1, 40),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_type_gives_more_than_one_above_its_share_unless_another_has_no_more(counts, total, seed):
+    drawn = draw.draw(table(counts), list(counts), total, seed)
+    got = Counter(drawn["querytype"])
+    assert len(drawn) == len(set(drawn["id"])) == min(total, sum(counts.values()))
+    for name, other in itertools.permutations(counts, 2):
+        assert got[name] <= got[other] + 1 or got[other] == counts[other]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -85,6 +112,8 @@ def test_a_type_without_queries_names_those_there_are():
         ('{"passage_id": "p0", "text": "x"}', "queries.jsonl:2.*querytype"),
         ('{"passage_id": "p9", "querytype": "web", "text": "x"}', "queries.jsonl:2: passage_id 'p9'"),
         ("[1]", "queries.jsonl:2"),
+        ('{"passage_id": ["p0"], "querytype": "web", "text": "x"}', "queries.jsonl:2: the key 'passage_id'"),
+        ('{"passage_id": "p0", "querytype": "web", "text": null}', "queries.jsonl:2: the key 'text'"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -113,7 +142,8 @@ def test_the_source_of_a_human_query_is_its_most_relevant_passage():
         {"id": ["a", "b", "c"], "text": ["x", "y", "z"], "querytype": ["human"] * 3, "source": [-1] * 3},
         QUERIES,
     )
-    qrels = Qrels(np.array([0, 0, 1, 1, 2]), np.array([5, 4, 7, 6, 8]), np.array([1, 2, 1, 1, 0]))
+    # b's best passage, row -1, is one that the corpus lacks.
+    qrels = Qrels(np.array([0, 0, 1, 1, 1, 2]), np.array([5, 4, -1, 7, 6, 8]), np.array([1, 2, 3, 1, 1, 0]))
     passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
     found = human.from_train_split(Corpus(passages, {"train": queries}, {"train": qrels}, np.array([])))
     assert (list(found["id"]), list(found["source"])) == (["a", "b"], [4, 6])
