@@ -27,7 +27,7 @@ class Data:
 
     _target_: str = MISSING
     text: str = "title_and_text"  # BEIR's convention, or text_only, the paper's
-    passage_characters: int | None = 2048  # longer passages are cut; None = never
+    passage_characters: int | None = None  # longer passages are cut; None = never
     drop_self_matches: bool = False  # no query finds the passage that has its id (ArguAna)
     queries: str | None = None  # file of synthetic queries that come with the corpus
 
@@ -35,6 +35,7 @@ class Data:
 @dataclass
 class EmbeddedData(Data):
     text: str = "text_only"
+    passage_characters: int | None = 2048
 
 
 @dataclass
