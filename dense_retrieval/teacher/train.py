@@ -1,6 +1,6 @@
 """python -m dense_retrieval.teacher.train: a small cross-encoder from a bi-encoder's weights.
 
-The packaged teacher ``teacher=wikivital_minilm`` was made by this command as it stands: LoRA on
+The packaged teacher ``teacher=wikivital_minilm`` was made by this command: LoRA on
 all-MiniLM-L6-v2, trained on the human (short description, article) pairs of the Wikipedia topics
 outside the corpus ``wikiscience``.
 """
