@@ -63,18 +63,40 @@ class NamedData(Data):
 
 
 @dataclass
-class Generator:
-    """Where synthetic queries come from: ``conf/generator/``."""
+class QueryFile:
+    """Queries that are there already: ``conf/generator/files.yaml``."""
 
     _target_: str = "dense_retrieval.queries.files.read"
-    path: str | None = None
+    path: str | None = None  # lines {"passage_id": ..., "querytype": ..., "text": ...}
+
+
+@dataclass
+class LanguageModel:
+    """Queries written by a language model: the other choices of ``conf/generator/``."""
+
+    _target_: str = MISSING
+    passages: int | None = 300  # sampled from the corpus, one query of each type; None = all
+    passage_characters: int = 2048  # longer passages are cut
+    passage_first: bool = True  # before the instruction: a prefix cache then serves all types
+    seed: int = 0  # of passages, few-shot examples and answers
+    temperature: float = 0.8  # 0 = greedy
+    top_p: float = 0.95
+    max_tokens: int = 50  # of an answer
+
+
+@dataclass
+class LlamaCpp(LanguageModel):
+    _target_: str = "dense_retrieval.queries.backends.llama_cpp.LlamaCpp"
+    path: str = MISSING  # GGUF file
+    context: int = 2048  # tokens of prompt and answer
+    threads: int | None = None  # None = all cores
 
 
 @dataclass
 class QueryType:
     """Which training queries: ``conf/querytype/``."""
 
-    types: list[str] = MISSING  # equal shares of each
+    types: list[str] = MISSING  # equal shares of each; a name, or the .yaml file of a prompt
     total: int | None = None  # training queries in all, before the filters; None = all there are
 
 
@@ -165,6 +187,9 @@ class Trainer:
 class Evaluation:
     headroom_queries: int | None = 100  # test queries that the teacher reranks; None = all
     headroom_k: int = 20  # of the untuned student's best passages
+    heldout_types: list[str] = field(
+        default_factory=list
+    )  # synthetic queries of held-out passages to test on
 
 
 @dataclass
@@ -181,7 +206,7 @@ class Config:
 
     data: Any = MISSING
     querytype: QueryType = MISSING
-    generator: Generator = MISSING
+    generator: Any = MISSING
     retriever: Retriever = MISSING
     teacher: Teacher = MISSING
     student: Student = MISSING
@@ -253,8 +278,9 @@ _store.store(name="schema", node=Config)
 _store.store(name="teacher_training_schema", node=TeacherTraining)
 for _name, _schema in {"embedded": EmbeddedData, "folder": FolderData, "named": NamedData}.items():
     _store.store(group="data", name=_name, node=_schema)
+for _name, _schema in {"file": QueryFile, "llama_cpp_schema": LlamaCpp}.items():
+    _store.store(group="generator", name=_name, node=_schema)
 for _group, _schema in {
-    "generator": Generator,
     "querytype": QueryType,
     "retriever": Retriever,
     "student": Student,

@@ -6,6 +6,7 @@ exist only in the tables' ``id`` columns and in what leaves the program (run fil
 ==================  ======================================================================
 passages            Parquet: id, title, text (the id is BEIR's, the row is ours)
 queries             Parquet: id, text, querytype, source (passage row, -1 if there is none)
+raw queries         the same, not cleaned, with how the language model's answer ended: finish
 qrels               :class:`Qrels`, one ``.npz``
 corpus              :class:`Corpus`: passages, and queries and qrels of each split
 candidates, scores  :class:`CandidateList`, one ``.npz``
@@ -28,6 +29,8 @@ PASSAGES = Features({"id": Value("string"), "title": Value("string"), "text": Va
 QUERIES = Features(
     {"id": Value("string"), "text": Value("string"), "querytype": Value("string"), "source": Value("int64")}
 )
+# As written: "finish" says whether the answer ended ("stop") or was cut ("length").
+RAW_QUERIES = Features(QUERIES | {"finish": Value("string")})
 
 
 def write_table(table: Dataset, path: Path) -> None:
@@ -112,6 +115,6 @@ class Groups(_Arrays):
 
     query: np.ndarray  # (G,) int64, rows of the training queries
     passages: np.ndarray  # (G, K) int64, passage rows, -1 = padding
-    teacher: np.ndarray  # (G, K) float32 in 0..1, -inf at padding; NaN = not scored yet
+    teacher: np.ndarray  # (G, K) float32 in 0..1, -inf at padding
     source: np.ndarray  # (G,) int64, row of the passage that the query was made from
     dev: np.ndarray  # (G,) bool, True = development set

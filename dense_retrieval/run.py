@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 import hydra
+import numpy as np
 import torch
-import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -23,13 +22,6 @@ from dense_retrieval.tracking import Tracker
 log = logging.getLogger(__name__)
 
 UNTUNED, TUNED = "untuned student", "tuned student"
-
-
-for library in ("bm25s", "httpx", "faiss.loader"):  # they narrate
-    logging.getLogger(library).setLevel(logging.WARNING)
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-datasets.disable_progress_bars()
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="config")
@@ -52,7 +44,7 @@ def main(config: Config) -> float:
     log.info("training queries:\n%s", report.yields(stages.yields))
     teacher = f"teacher (reranks top {config.evaluation.headroom_k})"
     rankings = {
-        "BM25": stages.bm25_ranking,
+        "BM25": stages.bm25_ranking(),
         UNTUNED: stages.student_ranking(tuned=False),
         teacher: stages.teacher_ranking,
     }
@@ -66,12 +58,14 @@ def main(config: Config) -> float:
     rankings[TUNED] = stages.student_ranking(tuned=True)
     values[TUNED] = evaluate.per_query(rankings[TUNED], qrels)
 
+    heldout = _by_querytype(stages) if config.evaluation.heldout_types else {}
     rows = table.rows(values, UNTUNED)
     facts = {
         "loss": asdict(stages.loss),
         "training": json.loads((stages.training_folder / "training.json").read_text()),
         "yields": stages.yields,
         "headroom_warning": warning,
+        "heldout": {kind: [asdict(row) for row in of] for kind, of in heldout.items()},
         "artifacts": {name: str(path) for name, path in stages.artifacts.items()},
     } | {group: choices[group] for group in ("data", "querytype", "retriever", "teacher", "student")}
     report.write(folder, stages.corpus, rankings, values, rows, facts)
@@ -83,8 +77,24 @@ def main(config: Config) -> float:
     if stages.store.reused:
         log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
     Console().print(table.terminal(rows, name))
+    if heldout:
+        Console().print(table.by_querytype(heldout, f"{name}: synthetic queries of held-out passages"))
     log.info("everything is in %s", folder)
     return rows[-1].means["nDCG@10"]
+
+
+def _by_querytype(stages: Stages) -> dict[str, list[table.Row]]:
+    """Query type -> a row a system, on the synthetic queries of the held-out passages."""
+    queries, qrels = stages.test_queries("heldout")
+    rankings = {"BM25": stages.bm25_ranking("heldout")}
+    rankings |= {name: stages.student_ranking(name == TUNED, "heldout") for name in (UNTUNED, TUNED)}
+    values = {name: evaluate.per_query(ranking, qrels) for name, ranking in rankings.items()}
+    types = np.array(queries["querytype"])
+    of_type = {
+        kind: {name: {m: v[types == kind] for m, v in of.items()} for name, of in values.items()}
+        for kind in np.unique(types).tolist()
+    }
+    return {kind: table.rows(of, UNTUNED) for kind, of in of_type.items()}
 
 
 if __name__ == "__main__":

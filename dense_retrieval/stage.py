@@ -1,5 +1,6 @@
 """The stage store: every stage of a run is a folder, built once for its settings and inputs."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -92,9 +93,14 @@ def fingerprint(path: Path) -> str:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(_digest(file, file.stat().st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.cache  # a run asks for the same gigabytes of weights again and again
+def _digest(file: Path, _modified: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def in_shards(

@@ -68,6 +68,16 @@ def terminal(table: list[Row], title: str) -> Table:
     return shown
 
 
+def by_querytype(heldout: dict[str, list[Row]], title: str) -> Table:
+    """nDCG@10 of each system, a line a query type."""
+    shown = Table(title=title, caption="nDCG@10; differences to the untuned student, paired t-test")
+    for name in ("query type", "queries", *(row.system for row in next(iter(heldout.values())))):
+        shown.add_column(name)
+    for kind, line in heldout.items():
+        shown.add_row(kind, str(line[0].n), *(cell(row, "nDCG@10") for row in line))
+    return shown
+
+
 def headroom_warning(teacher: Row) -> str | None:
     """Where the teacher ranks no better than the student, there is nothing to learn from it."""
     difference = teacher.differences["nDCG@10"]

@@ -41,8 +41,9 @@ def build(
         querytypes: Q names.
 
     Raises:
-        InputError: no group is left, or too few to have one on each side.
+        InputError: a score is NaN; no group is left, or too few to have one on each side.
     """
+    _require_scored(scored)
     ranked = scored.ranked()
     types = np.array(querytypes)
     listed = ranked.passages[:, 0] >= 0
@@ -58,7 +59,8 @@ def build(
         low, floor, high = np.percentile(survivors, [1, min_top_percentile, 99])
         kept |= of_type & first & (ranked.scores[:, 0] >= floor)
         # Where all scores are alike they say nothing: all become 0.
-        scaled = np.clip((scored.scores - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
+        with np.errstate(over="ignore"):
+            scaled = np.clip((scored.scores - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
         normalised[of_type] = np.where(scored.passages >= 0, scaled, -np.inf)[of_type]
     steps = {
         "retriever filter": listed,
@@ -67,7 +69,7 @@ def build(
         "labels": kept,
     }
     yields = {
-        str(name): {"queries": int((types == name).sum())}
+        str(name): {"drawn": int((types == name).sum())}
         | {step: int((mask & (types == name)).sum()) for step, mask in steps.items()}
         for name in np.unique(types)
     }
@@ -93,6 +95,17 @@ def build(
             "dev": int((of_type & groups.dev).sum()),
         }
     return Built(groups, normalised, yields)
+
+
+def _require_scored(scored: CandidateList) -> None:
+    missing = np.argwhere(np.isnan(scored.scores) & (scored.passages >= 0))
+    if len(missing):
+        query, position = missing[0]
+        raise InputError(
+            f"{len(missing)} teacher scores are NaN, the first one that of query row {query} with passage "
+            f"row {scored.passages[query, position]}; score them again in float32 (precision=32-true) or "
+            "choose another teacher="
+        )
 
 
 def dev_side(source: np.ndarray, fraction: float, seed: int) -> np.ndarray:

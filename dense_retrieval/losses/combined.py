@@ -1,5 +1,6 @@
 """The training loss: a weighted sum of listwise distillation and InfoNCE."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,13 +37,13 @@ class DistillationLoss:
         for name in ("student_temperature", "teacher_temperature", "infonce_temperature"):
             value = getattr(self, name)
             automatic = value == "auto" and name != "infonce_temperature"
-            if not automatic and not (isinstance(value, int | float) and value > 0):
+            if not automatic and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise InputError(
                     f"loss.{name}={value!r} is not a positive number{' or auto' * (name[0] != 'i')}"
                 )
         if (
             min(self.listwise_weight, self.infonce_weight) < 0
-            or self.listwise_weight + self.infonce_weight == 0
+            or not 0 < self.listwise_weight + self.infonce_weight < math.inf
         ):
             raise InputError(
                 f"loss.listwise_weight={self.listwise_weight} and loss.infonce_weight={self.infonce_weight}: "

@@ -18,8 +18,9 @@ def teacher_temperature(scores: np.ndarray, source: np.ndarray) -> float:
         source: ``(Q,)`` position of the source passage in each list.
 
     Returns:
-        τ in 0.001..10; a bound where the likelihood still rises there, as it does at 0.001 when
-        every source passage is ranked first.
+        τ in 0.001..10. There is no best one where every source passage is ranked first: then τ is
+        so small (under 0.01) that the likelihood is 1 in float64, and the labels are one-hot. Where
+        the scores say nothing of the source, or the opposite, it is 10.
     """
     scores = scores.astype(np.float64)
     rows = np.arange(len(scores))

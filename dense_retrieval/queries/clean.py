@@ -1,6 +1,14 @@
 """What a language model wrote, turned into a query, or dropped."""
 
 import re
+import unicodedata
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+
+from dense_retrieval.records import QUERIES
 
 # "Here is a question:", "Query:", "Search for ...", "1. ", "- "
 _CHATTER = re.compile(
@@ -17,11 +25,14 @@ _REFUSAL = re.compile(
     r"I (?:cannot|can't) (?:help|assist|provide|generate|create|write|answer|fulfil))",
     re.IGNORECASE,
 )
+_MARKUP = re.compile(r"```|</?\w+>|^\s*[{\[]|[}\]]\s*$|https?://")
 _QUOTES = "\"'`“”‘’*"
 
 MAX_WORDS = 19  # the paper: under 20
 MAX_PHRASES = 5  # of a keyword query
 _COPIED_WORDS = 12  # a run of this many words of the passage is a copy
+
+DROPPED = Features(QUERIES | {"reason": Value("string")})
 
 
 def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
@@ -29,7 +40,8 @@ def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
 
     Returns:
         The query and "", or None and why it was dropped: ``empty``, ``refusal``, ``not
-        self-contained`` (it speaks of "the passage"), ``too long``, ``copied``.
+        self-contained`` (it speaks of "the passage"), ``too long``, ``wrong form`` (code or markup, a
+        claim that asks, a question without its mark), ``another script`` than the passage's, ``copied``.
 
     >>> clean('Here is a question: "What is kale?"', "question", "Kale is a cabbage.")
     ('What is kale?', '')
@@ -50,11 +62,67 @@ def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
         ("refusal", _REFUSAL.search(query)),
         ("not self-contained", _PASSAGE.search(query)),
         ("too long", querytype != "keyword" and len(words) > MAX_WORDS),
+        ("wrong form", _wrong_form(query, querytype)),
+        ("another script", _script(query) not in (None, _script(passage))),
         ("copied", _copies(words, passage)),
     ):
         if holds:
             return None, reason
     return query, ""
+
+
+def clean_table(raw: Dataset, passages: Dataset) -> tuple[Dataset, Dataset]:
+    """The queries that are fit to use, cleaned, and those that are not, as they were, with ``reason``.
+
+    One whose prompt did not fit the language model is dropped as ``longer than the model's context``.
+    """
+    kept: dict[str, list] = {name: [] for name in QUERIES}
+    dropped: dict[str, list] = {name: [] for name in DROPPED}
+    sources = np.unique(raw["source"])
+    passage = dict(zip(sources.tolist(), passages.select(sources)["text"], strict=True))
+    for query in raw:
+        text, reason = clean(query["text"], query["querytype"], passage[query["source"]])
+        if query["finish"] == "context":
+            text, reason = None, "longer than the model's context"
+        values = query | ({"reason": reason} if text is None else {"text": text})
+        table = dropped if text is None else kept
+        for name, column in table.items():
+            column.append(values[name])
+    return Dataset.from_dict(kept, QUERIES), Dataset.from_dict(dropped, DROPPED)
+
+
+def counts(raw: Dataset, dropped: Dataset, heldout: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Query type -> ``generated`` and ``cleaned``, how many there are, and ``dropped``, by reason.
+
+    Args:
+        heldout: ``(H,)`` passage rows whose queries do not count: they are not for training.
+    """
+    raw, dropped = (t.select(np.flatnonzero(~np.isin(t["source"], heldout))) for t in (raw, dropped))
+    generated, lost = Counter(raw["querytype"]), Counter(dropped["querytype"])
+    reasons = Counter(zip(dropped["querytype"], dropped["reason"], strict=True))
+    return {
+        name: {
+            "generated": n,
+            "cleaned": n - lost[name],
+            "dropped": {reason: times for (of, reason), times in sorted(reasons.items()) if of == name},
+        }
+        for name, n in sorted(generated.items())
+    }
+
+
+def _wrong_form(query: str, querytype: str) -> bool:
+    asks = query.endswith("?")
+    return (
+        bool(_MARKUP.search(query))
+        or (querytype in ("claim", "description") and asks)
+        or (querytype == "question" and not asks)
+    )
+
+
+def _script(text: str) -> str | None:
+    """The script that most letters are of: LATIN, CJK, CYRILLIC, …; None if there is no letter."""
+    scripts = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+    return scripts.most_common(1)[0][0] if scripts else None
 
 
 def _unquoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which of the queries are trained on."""
+"""Which passages queries are made from, and which of the queries are trained on."""
 
 from collections.abc import Sequence
 
@@ -42,3 +42,23 @@ def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -
         chosen.append(share)
         left -= len(share)
     return queries.select(rng.permutation(np.concatenate(chosen)))
+
+
+def passages(texts: Sequence[str], excluded: np.ndarray, n: int | None, seed: int) -> np.ndarray:
+    """Rows of up to ``n`` random passages to make queries from; a smaller ``n`` gives the first of them.
+
+    Args:
+        excluded: rows that no query may come from: held-out passages, duplicates. Blank ones are
+            left out too.
+        n: None takes all.
+
+    Raises:
+        InputError: none is left, or n is below 1.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"generator.passages={n} must be 1 or more, or null for all")
+    blank = np.array([not text.strip() for text in texts], dtype=bool)
+    usable = np.setdiff1d(np.flatnonzero(~blank), excluded)
+    if not len(usable):
+        raise InputError("every passage of the corpus is empty or held out: no query can be made")
+    return np.random.default_rng(seed).permutation(usable)[:n]

@@ -5,7 +5,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from dense_retrieval.corpus.lines import json_objects
-from dense_retrieval.records import QUERIES, InputError
+from dense_retrieval.records import RAW_QUERIES, InputError
 
 
 def read(path: str | None, passages: Dataset) -> Dataset:
@@ -27,7 +27,7 @@ def read(path: str | None, passages: Dataset) -> Dataset:
     if not Path(path).is_file():
         raise InputError(f"generator.path={path}: there is no such file")
     row_of = {passage: row for row, passage in enumerate(passages["id"])}
-    columns: dict[str, list] = {name: [] for name in QUERIES}
+    columns: dict[str, list] = {name: [] for name in RAW_QUERIES}
     for number, query in json_objects(Path(path)):
         for key in ("passage_id", "querytype", "text"):
             if not isinstance(query.get(key), str):
@@ -39,4 +39,5 @@ def read(path: str | None, passages: Dataset) -> Dataset:
         columns["text"].append(query["text"])
         columns["querytype"].append(querytype)
         columns["source"].append(row_of[passage])
-    return Dataset.from_dict(columns, QUERIES)
+        columns["finish"].append(str(query.get("finish", "stop")))
+    return Dataset.from_dict(columns, RAW_QUERIES)

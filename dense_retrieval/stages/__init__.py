@@ -4,6 +4,17 @@ Every stage is a property: the folder of its finished artifact, or what it holds
 first asked for. Each class adds to the one before: texts, labels, training, rankings.
 """
 
+import logging
+
+import datasets
+import transformers
+
 from dense_retrieval.stages.rankings import Stages
 
 __all__ = ["Stages"]
+
+for library in ("bm25s", "httpx", "faiss.loader"):  # they narrate
+    logging.getLogger(library).setLevel(logging.WARNING)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+datasets.disable_progress_bars()

@@ -1,6 +1,5 @@
 """From training queries to groups: candidates, teacher scores, filters."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +11,12 @@ from hydra.utils import instantiate
 from dense_retrieval.candidates import bm25, filters, fusion
 from dense_retrieval.groups import build
 from dense_retrieval.hub import model_folder
+from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, Groups
 from dense_retrieval.search.index import search
-from dense_retrieval.stages.texts import TextStages, plain
+from dense_retrieval.stage import fingerprint
+from dense_retrieval.stages.queries import counts_of, plain
+from dense_retrieval.stages.texts import TextStages
 from dense_retrieval.teacher.score import Teacher, score_candidates
 
 
@@ -75,9 +77,8 @@ class LabelStages(TextStages):
 
         def build_scores(folder: Path) -> dict[str, int]:
             candidates = CandidateList.load(self.candidates_folder / "candidates.npz")
-            self._score(candidates, self.queries["text"], folder, "teacher scores").save(
-                folder / "scores.npz"
-            )
+            scored = self._score(candidates, self.queries["text"], "teacher scores")
+            scored.save(folder / "scores.npz")
             return {"pairs": int((candidates.passages >= 0).sum())}
 
         return self.store.stage("scores", self._teacher_settings, inputs, build_scores)
@@ -86,20 +87,19 @@ class LabelStages(TextStages):
     def _teacher_settings(self) -> dict[str, Any]:
         return {"max_length": self.config.teacher.max_length, "bf16": self.bf16}
 
-    def _score(
-        self, candidates: CandidateList, queries: Sequence[str], folder: Path, label: str
-    ) -> CandidateList:
-        passages = self.corpus.passages["text"]
-        return score_candidates(
-            self.teacher,
-            candidates,
-            queries,
-            passages,
-            folder,
-            max_tokens=self.max_tokens,
-            bf16=self.bf16,
-            label=label,
-        )
+    def _score(self, candidates: CandidateList, queries: Sequence[str], label: str) -> CandidateList:
+        made_by = self._teacher_settings | {n: fingerprint(p) for n, p in self.teacher_inputs.items()}
+        with Memo(memo_path(self.store.root, "scores", made_by)) as memo:
+            return score_candidates(
+                self.teacher,
+                candidates,
+                queries,
+                self.corpus.passages["text"],
+                memo,
+                max_tokens=self.max_tokens,
+                bf16=self.bf16,
+                label=label,
+            )
 
     @cached_property
     def groups_folder(self) -> Path:
@@ -124,6 +124,8 @@ class LabelStages(TextStages):
         return Groups.load(self.groups_folder / "groups.npz")
 
     @cached_property
-    def yields(self) -> dict[str, dict[str, int]]:
-        """Query type -> step -> queries left."""
-        return json.loads((self.groups_folder / "stage.json").read_text())["counts"]
+    def yields(self) -> dict[str, dict[str, Any]]:
+        """Query type -> step -> queries left; and under "dropped" what cleaning dropped, by reason."""
+        labelled = counts_of(self.groups_folder)
+        cleaned = counts_of(self.cleaned_folder()) if list(labelled) != ["human"] else {}
+        return {name: cleaned.get(name, {}) | steps for name, steps in labelled.items()}

@@ -5,11 +5,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
 from dense_retrieval.candidates import filters
-from dense_retrieval.records import CandidateList
+from dense_retrieval.records import CandidateList, Qrels
 from dense_retrieval.search.index import search
-from dense_retrieval.stages.texts import plain
+from dense_retrieval.stages.queries import plain
 from dense_retrieval.stages.training import TrainingStages
 
 RANKING_DEPTH = 101  # 100 are measured; one more, for where a query finds itself
@@ -18,39 +19,47 @@ RANKING_DEPTH = 101  # 100 are measured; one more, for where a query finds itsel
 class Stages(TrainingStages):
     """The whole chain, up to the rankings of the test queries."""
 
-    def _ranking(self, name: str, settings: dict, inputs: dict[str, Path], rank: Callable) -> CandidateList:
+    def test_queries(self, of: str) -> tuple[Dataset, Qrels]:
+        """The human "test" queries, or the synthetic ones of "heldout" passages: each finds its own."""
+        if of == "test":
+            return self.corpus.queries["test"], self.corpus.qrels["test"]
+        queries = self.heldout_queries
+        rows = np.arange(len(queries))
+        return queries, Qrels(rows, np.array(queries["source"], dtype=np.int64), np.ones_like(rows))
+
+    def _ranking(
+        self, name: str, of: str, settings: dict, inputs: dict[str, Path], rank: Callable
+    ) -> CandidateList:
         settings = settings | {"drop_self_matches": self.config.data.drop_self_matches}
 
         def build_ranking(folder: Path) -> None:
             ranking = rank()
-            if self.config.data.drop_self_matches:
-                ids = self.corpus.queries["test"]["id"], self.corpus.passages["id"]
+            if settings["drop_self_matches"]:
+                ids = self.test_queries(of)[0]["id"], self.corpus.passages["id"]
                 ranking = filters.drop_self_matches(ranking, *ids)
             ranking.save(folder / "ranking.npz")
 
         folder = self.store.stage(name, settings, inputs, build_ranking)
         return CandidateList.load(folder / "ranking.npz")
 
-    @cached_property
-    def bm25_ranking(self) -> CandidateList:
+    def bm25_ranking(self, of: str = "test") -> CandidateList:
         settings = plain(self.config.retriever, only=["library", "k1", "b"]) | {"k": RANKING_DEPTH}
-        return self._ranking(
-            "bm25",
-            settings,
-            {"corpus": self.corpus_folder},
-            lambda: self._bm25(self.corpus.queries["test"]["text"], RANKING_DEPTH),
-        )
+        inputs = {"corpus": self.corpus_folder}
+        if of == "heldout":
+            inputs["queries"] = self.heldout_folder
+        texts = self.test_queries(of)[0]["text"]
+        return self._ranking("bm25", of, settings, inputs, lambda: self._bm25(texts, RANKING_DEPTH))
 
-    def student_ranking(self, tuned: bool) -> CandidateList:
+    def student_ranking(self, tuned: bool, of: str = "test") -> CandidateList:
         settings = {"k": RANKING_DEPTH, "bf16": self.bf16, "pooling": self.config.student.pooling}
-        inputs = {"passages": self.tokens_folder("passages"), "queries": self.tokens_folder("test")}
+        inputs = {"passages": self.tokens_folder("passages"), "queries": self.tokens_folder(of)}
         inputs["student"] = self.training_folder if tuned else self.student_folder
 
         def rank() -> CandidateList:
-            embeddings = self.embeddings("test", tuned), self.embeddings("passages", tuned)
+            embeddings = self.embeddings(of, tuned), self.embeddings("passages", tuned)
             return search(*embeddings, RANKING_DEPTH, device=self.device)
 
-        return self._ranking("ranking", settings, inputs, rank)
+        return self._ranking("ranking", of, settings, inputs, rank)
 
     @cached_property
     def teacher_queries(self) -> np.ndarray:
@@ -77,7 +86,7 @@ class Stages(TrainingStages):
             found.passages[others] = -1
             top = CandidateList(found.passages[:, :k], found.scores[:, :k])
             texts = self.corpus.queries["test"]["text"]
-            ranked = self._score(top, texts, folder, "teacher reranking").ranked()
+            ranked = self._score(top, texts, "teacher reranking").ranked()
             least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
             # What it did not see stands below what it did, in the student's order.
             below = np.where(found.passages >= 0, least - 1 - np.arange(found.passages.shape[1]), -np.inf)

@@ -14,7 +14,7 @@ from dense_retrieval.losses import temperature
 from dense_retrieval.losses.combined import DistillationLoss
 from dense_retrieval.records import CandidateList
 from dense_retrieval.stages.labels import LabelStages
-from dense_retrieval.stages.texts import plain
+from dense_retrieval.stages.queries import plain
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.export import export
 from dense_retrieval.student.tokens import Tokens

@@ -1,8 +1,8 @@
 """Teacher scores of candidate lists."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,10 +10,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from dense_retrieval.memo import Memo, key
 from dense_retrieval.records import CandidateList, InputError
-from dense_retrieval.stage import in_shards
 
-_PAIRS_A_SHARD = 2048  # what a kill can cost
+log = logging.getLogger(__name__)
+
+_PAIRS_AT_ONCE = 2048  # what a kill can cost
 
 
 class Teacher(Protocol):
@@ -30,7 +32,7 @@ def score_candidates(
     candidates: CandidateList,
     queries: Sequence[str],
     passages: Sequence[str],
-    folder: Path,
+    memo: Memo,
     *,
     max_tokens: int = 4096,
     bf16: bool = False,
@@ -38,13 +40,14 @@ def score_candidates(
 ) -> CandidateList:
     """The candidates with the teacher's scores, in the retriever's order.
 
-    All pairs of all queries are sorted by length together, so that little is padding, and scored
-    in shards kept in ``folder``: a second call, after a kill, scores only what is missing.
+    Pairs that the memo has, of this or another run, are not scored again. The others are sorted by
+    length, all queries' together, so that little is padding, and put into the memo as they come.
 
     Args:
         candidates: ``(Q, K)``, -1 = padding, which is not scored.
         queries: Q texts.
         passages: texts that the candidates are rows of.
+        memo: of this teacher's scores, open.
         max_tokens: padded tokens a forward pass.
         bf16: compute under bfloat16 autocast.
 
@@ -52,29 +55,32 @@ def score_candidates(
         InputError: the teacher gave a score that is not a finite number.
     """
     query, position = np.nonzero(candidates.passages >= 0)
-    passage = candidates.passages[query, position]
-    length = np.array([len(text) for text in queries])[query]
-    used, inverse = np.unique(passage, return_inverse=True)
-    length = length + np.array([len(passages[int(row)]) for row in used])[inverse]
-    order = np.argsort(-length, kind="stable")
-    parts = np.split(order, np.arange(_PAIRS_A_SHARD, len(order), _PAIRS_A_SHARD))
+    query_texts = [queries[int(q)] for q in query]
+    used, inverse = np.unique(candidates.passages[query, position], return_inverse=True)
+    used_texts = [passages[int(row)] for row in used]
+    passage_texts = [used_texts[p] for p in inverse]
+    keys = [key(q, p) for q, p in zip(query_texts, passage_texts, strict=True)]
+    known = memo.get(keys)
+    length = np.array([len(q) + len(p) for q, p in zip(query_texts, passage_texts, strict=True)])
+    missing = np.array([i for i, k in enumerate(keys) if k not in known], dtype=np.int64)
+    missing = missing[np.argsort(-length[missing], kind="stable")]
+    if len(missing) < len(keys):
+        log.info("%s: %d of %d pairs are there", label, len(keys) - len(missing), len(keys))
     device = next(teacher.parameters()).device.type
     autocast = torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
     with Progress(transient=True) as progress, autocast:
-        bar = progress.add_task(label, total=len(order))
-
-        def compute(pairs: np.ndarray) -> np.ndarray:
-            texts = [queries[int(q)] for q in query[pairs]], [passages[int(p)] for p in passage[pairs]]
-            values = teacher.score(*texts, max_tokens=max_tokens)
-            _require_finite(values, *texts)
-            progress.advance(bar, len(pairs))
-            return values
-
-        shards = in_shards(folder, parts, compute)
+        bar = progress.add_task(label, total=len(missing))
+        for start in range(0, len(missing), _PAIRS_AT_ONCE):
+            part = missing[start : start + _PAIRS_AT_ONCE]
+            pair = [query_texts[i] for i in part], [passage_texts[i] for i in part]
+            values = teacher.score(*pair, max_tokens=max_tokens)
+            _require_finite(values, *pair)
+            new = {keys[i]: float(value) for i, value in zip(part, values, strict=True)}
+            memo.put(new.items())
+            known |= new
+            progress.advance(bar, len(part))
     scores = np.full(candidates.passages.shape, -np.inf, dtype=np.float32)
-    scores[query[order], position[order]] = np.concatenate(shards)
-    for file in folder.glob("shard-*.npy"):
-        file.unlink()
+    scores[query, position] = [known[k] for k in keys]
     return CandidateList(candidates.passages, scores)
 
 

@@ -1,5 +1,6 @@
 """Training: from groups to the student with the best dev loss."""
 
+import csv
 import json
 import logging
 import os
@@ -97,6 +98,13 @@ class _Curves(Logger):
         pass
 
 
+def _replay(curves: Path, log: Callable[[Mapping[str, float], int], None]) -> None:
+    with curves.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            step = int(row.pop("step"))
+            log({name: float(value) for name, value in row.items() if value}, step)
+
+
 def fit(
     module: DistillationModule,
     data: GroupsDataModule,
@@ -115,14 +123,18 @@ def fit(
     same ``folder``, and ends with the weights of an unbroken run.
 
     Args:
-        folder: for checkpoints and curves (``last.ckpt``, ``best.safetensors``, ``curves/``).
-        log: gets the curves too, as they come: values by name, and the optimiser step.
+        folder: for checkpoints and curves (``last.ckpt``, ``best.safetensors``, and of the first and
+            of each resumed process ``curves/0/metrics.csv``, ``curves/1/metrics.csv``, …).
+        log: gets the curves too, as they come: values by name, and the optimiser step. With several
+            devices it gets them at the end: a function cannot follow into the devices' processes.
 
     Returns:
         ``best_epoch`` (0 = the untuned student), ``epochs``, ``steps``, and ``dev``: the dev losses
         before training and after each epoch.
     """
     selection = DevSelection(folder, patience)
+    # Lightning would delete the curves of a process that was killed, were they in the same place.
+    curves = CSVLogger(folder, name="curves", version=str(len(list(folder.glob("curves/*")))))
     # Advice of Lightning's that does not hold here: batches come from memory, the dev losses are
     # computed by DevSelection, a resumed run goes on with its own folder.
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
@@ -136,7 +148,7 @@ def fit(
         strategy="ddp_spawn" if devices > 1 else "auto",
         use_distributed_sampler=False,
         callbacks=[selection, RichProgressBar()],
-        logger=[CSVLogger(folder, name="curves", version=""), *([_Curves(log)] if log else [])],
+        logger=[curves, *([_Curves(log)] if log and devices == 1 else [])],
         enable_checkpointing=False,
         enable_model_summary=False,
         limit_val_batches=0,
@@ -147,10 +159,15 @@ def fit(
     trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     load_model(module.student, folder / "best.safetensors")
     module.student.eval()
+    # With several devices all this happened in other processes.
+    state = torch.load(last, map_location="cpu", weights_only=False, mmap=True)
+    selection.load_state_dict(state["callbacks"][selection.state_key])
+    if log and devices > 1:
+        _replay(Path(curves.log_dir) / "metrics.csv", log)
     summary = {
         "best_epoch": selection.best_epoch,
         "epochs": len(selection.curve) - 1,
-        "steps": trainer.global_step,
+        "steps": state["global_step"],
         "dev": selection.curve,
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=1))

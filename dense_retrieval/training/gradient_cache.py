@@ -106,11 +106,16 @@ def _encode(
 def _sum_gradients(encoder: nn.Module) -> None:
     if _processes() == 1:
         return
-    for parameter in encoder.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:  # a process without a chunk
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+    parameters = [p for p in encoder.parameters() if p.requires_grad]
+    device = parameters[0].device
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    for parameter, somewhere in zip(parameters, used.tolist(), strict=True):
+        if not somewhere:  # as with one process: of a zero gradient AdamW would make weight decay
+            continue
+        if parameter.grad is None:  # a process without a chunk
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
 
 
 def _processes() -> int:

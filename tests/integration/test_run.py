@@ -64,6 +64,7 @@ def command(corpus, encoder_folder, cross_encoder_folder) -> list[str]:
         "trainer.max_epochs=2",
         "trainer.learning_rate=1e-3",
         "evaluation.headroom_queries=5",
+        "evaluation.heldout_types=[claim,question]",
     ]
 
 
@@ -113,6 +114,19 @@ def test_per_query_values_average_to_the_table(finished):
         assert values["nDCG@10"].mean() == pytest.approx(metrics[system]["means"]["nDCG@10"])
 
 
+def test_heldout_queries_are_measured_by_type(finished):
+    """Each of the 4 held-out passages has a query of both types, which no training query came from."""
+    metrics = json.loads((finished / "runs/first/metrics.json").read_text())
+    for kind in TYPES:
+        rows = {row["system"]: row for row in metrics["heldout"][kind]}
+        assert list(rows) == ["BM25", "untuned student", "tuned student"]
+        assert all(row["n"] == 4 for row in rows.values())
+        difference = rows["tuned student"]["differences"]["nDCG@10"]["mean"]
+        values = [rows[name]["means"]["nDCG@10"] for name in ("untuned student", "tuned student")]
+        assert difference == pytest.approx(values[1] - values[0])
+    assert metrics["yields"]["claim"]["generated"] == 36
+
+
 def test_the_exported_model_gives_the_ranking(finished, corpus):
     """The model folder alone, in sentence-transformers, finds what the run file says."""
     model = SentenceTransformer(str(finished / "runs/first/model"), device="cpu")
@@ -156,6 +170,18 @@ def test_the_same_run_again_comes_from_the_cache(finished, command):
 def test_evaluating_differently_does_not_train_again(finished, command):
     log = run(finished, *command, "evaluation.headroom_queries=3", "hydra.run.dir=runs/third").stdout
     assert re.findall(r"(\w+): built in", log) == ["teacher_ranking"]
+
+
+def test_testing_on_other_heldout_queries_does_not_train_again(finished, command):
+    without = [c for c in command if "heldout_types" not in c]
+    log = run(finished, *without, "evaluation.heldout_types=[claim]", "hydra.run.dir=runs/fourth").stdout
+    assert set(re.findall(r"(\w+): built in", log)) <= {
+        "heldout_queries",
+        "tokens",
+        "embeddings",
+        "ranking",
+        "bm25",
+    }
 
 
 def test_a_sweep_builds_each_upstream_artifact_once(finished, command):

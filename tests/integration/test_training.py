@@ -72,6 +72,39 @@ def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path,
     again = fit(resumed, resumed_data, tmp_path / "broken", max_epochs=3, patience=9, accelerator="cpu")
     assert torch.equal(weights(whole), weights(resumed))
     assert again == summary and summary["steps"] == 9 and len(summary["dev"]) == 4
+    # what the killed process had logged is still there
+    assert [len(list((tmp_path / n).glob("curves/*/metrics.csv"))) for n in ("whole", "broken")] == [1, 2]
+    best = min(epoch["loss"] for epoch in summary["dev"])  # measured without dropout
+    assert whole.dev_terms(whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)
+
+
+def test_a_run_that_had_stopped_early_trains_no_more(data, encoder_folder, tmp_path):
+    first = fit(*parts(data, encoder_folder, rate=5.0, epochs=6), tmp_path, max_epochs=6, accelerator="cpu")
+    assert first["epochs"] < 6
+    again = fit(*parts(data, encoder_folder, rate=5.0, epochs=6), tmp_path, max_epochs=6, accelerator="cpu")
+    assert again == first
+
+
+def test_two_devices_train_like_one(data, encoder_folder, tmp_path):
+    results = []
+    for devices in (1, 2):
+        (tmp_path / str(devices)).mkdir()
+        logged: dict[str, list[float]] = {}
+
+        def log(values, step, logged=logged):
+            for name, value in values.items():
+                logged.setdefault(name, []).append(value)
+
+        module, module_data = parts(data, encoder_folder, epochs=1)
+        folder = tmp_path / str(devices)
+        fit_on = {"max_epochs": 1, "accelerator": "cpu", "devices": devices}
+        summary = fit(module, module_data, folder, log=log, **fit_on)
+        results.append((weights(module), summary, logged))
+    (one, its_summary, its_log), (two, their_summary, their_log) = results
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert (their_summary["steps"], len(their_summary["dev"])) == (its_summary["steps"], 2) == (3, 2)
+    for name in ("train/loss", "train/learning_rate", "dev/loss"):
+        assert their_log[name] == pytest.approx(its_log[name], rel=1e-4)
 
 
 def test_one_epoch_equals_plain_pytorch(data, encoder_folder, tmp_path):
@@ -104,8 +137,10 @@ def test_training_lowers_the_dev_loss_and_keeps_the_best(data, encoder_folder, t
     summary = fit(module, module_data, tmp_path, max_epochs=4, patience=9, accelerator="cpu")
     losses = [epoch["loss"] for epoch in summary["dev"]]
     assert summary["best_epoch"] == int(np.argmin(losses))
-    module.trainer.datamodule = module_data
     assert module.dev_terms(module_data.val_dataloader())["loss"] == pytest.approx(min(losses), rel=1e-6)
+    uneven = GroupsDataModule(data[0], 3, 0.6, seed=1)  # dev batches of 3 and 1 groups
+    listwise = summary["dev"][summary["best_epoch"]]["listwise"]
+    assert module.dev_terms(uneven.val_dataloader())["listwise"] == pytest.approx(listwise, rel=1e-5)
 
 
 def test_nothing_that_helps_leaves_the_untuned_student(data, encoder_folder, tmp_path):
@@ -159,5 +194,11 @@ def test_batches_do_not_depend_on_who_asks(data):
                 loader.sampler.set_epoch(epoch)
             pairs = zip(*loaders, strict=True)
             assert all(torch.equal(a.queries, b.queries) for a, b in pairs)
+    orders = []
+    for epoch in (0, 1):
+        loader = one.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        orders.append(torch.cat([batch.queries for batch in loader]).tolist())
+    assert orders[0] != orders[1]
     seen = torch.cat([batch.queries for batch in one.train_dataloader()])
     assert sorted(seen.tolist()) == list(range(20))

@@ -28,6 +28,7 @@ def test_every_choice_composes_by_one_override(group, choice):
         "data": {"beir": ["path"]},
         "student": {"custom": ["path", "pooling"]},
         "teacher": {"custom": ["path"]},
+        "generator": {"llama_cpp": ["path"]},
     }
     missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}
     assert missing == set(free.get(group, {}).get(choice, []))

@@ -118,23 +118,35 @@ def test_embed_equals_one_by_one():
     torch.testing.assert_close(embed(model, texts, 40), alone.detach(), atol=1e-6, rtol=1e-5)
 
 
-def _two_processes(rank: int, rendezvous: str, results: str, n_groups: int, chunk_tokens: int) -> None:
+SHARES = {"uneven chunks": 40, "one process has nothing": 10**6}  # tokens a chunk
+
+
+def with_an_unused_weight() -> BiEncoder:
+    model = encoder()
+    model.unused = nn.Parameter(torch.ones(3))
+    return model
+
+
+def _two_processes(rank: int, rendezvous: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    texts, loss = problem(n_groups)
-    model = encoder()
-    terms = backward(model, texts, loss, chunk_tokens=chunk_tokens, graph_tokens=10**6)
-    torch.save((terms["loss"], gradients(model)), f"{results}/{rank}.pt")
+    for name, chunk_tokens in SHARES.items():
+        model = with_an_unused_weight()
+        terms = backward(model, *problem(5), chunk_tokens=chunk_tokens, graph_tokens=10**6)
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        torch.save((terms["loss"], gradients), f"{results}/{rank} {name}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("chunk_tokens", [40, 10**6], ids=["uneven chunks", "one process has nothing"])
-def test_two_processes_give_one_process_gradients(tmp_path, chunk_tokens):
-    arguments = (str(tmp_path / "rendezvous"), str(tmp_path), 5, chunk_tokens)
-    torch.multiprocessing.spawn(_two_processes, arguments, nprocs=2)
-    texts, loss = problem(5)
-    value, expected = plain(encoder(), texts, loss)
-    for rank in range(2):
-        their_value, theirs = torch.load(tmp_path / f"{rank}.pt")
+def test_two_processes_give_one_process_gradients(tmp_path):
+    """Also where one of them has no chunk; a weight that is not used gets no gradient from either."""
+    torch.multiprocessing.spawn(_two_processes, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
+    model = with_an_unused_weight()
+    value, _ = plain(model, *problem(5))
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    for path in [tmp_path / f"{rank} {name}.pt" for rank in range(2) for name in SHARES]:
+        their_value, theirs = torch.load(path)
         assert their_value.item() == pytest.approx(value.item(), rel=1e-5)
-        assert relative_error(theirs, expected) < 1e-5
+        used = [name for name in expected if expected[name] is not None]
+        assert used == [name for name in theirs if theirs[name] is not None] and "unused" not in used
+        assert relative_error([theirs[n] for n in used], [expected[n] for n in used]) < 1e-5

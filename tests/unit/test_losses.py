@@ -129,6 +129,14 @@ def test_gradients_are_finite_and_right_at_padding():
     assert torch.isfinite(cosines.grad).all() and cosines.grad[0, 2] == 0 and (cosines.grad[1, 1:] == 0).all()
 
 
+def test_infonce_gradients_with_masks_and_repeated_passages():
+    batch = collate(random_groups(3), np.arange(6), 0.6)
+    assert batch.multiplicity.max() > 1 and len(batch.masked) > 6
+    rest = (batch.positives, batch.multiplicity, batch.masked, 0.1)
+    similarities = torch.rand(6, len(batch.passages), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: infonce(s, *rest), similarities)
+
+
 def test_extreme_similarities_stay_finite():
     teacher = torch.tensor([[1.0, 0.0]])
     assert torch.isfinite(listwise(torch.tensor([[-1.0, 1.0]]), teacher, 1e-3, 1e-3))
@@ -153,6 +161,11 @@ def test_a_term_of_weight_zero_is_not_computed():
     [
         ({"listwise_weight": 0, "infonce_weight": 0}, "loss.listwise_weight"),
         ({"listwise_weight": -1, "infonce_weight": 1}, "negative"),
+        ({"listwise_weight": math.nan, "infonce_weight": 1}, "loss.listwise_weight"),
+        (
+            {"listwise_weight": 1, "infonce_weight": 0, "student_temperature": math.inf},
+            "loss.student_temperature",
+        ),
         ({"listwise_weight": 1, "infonce_weight": 0, "student_temperature": 0}, "loss.student_temperature"),
         ({"listwise_weight": 1, "infonce_weight": 0, "teacher_temperature": "automatic"}, "or auto"),
         (

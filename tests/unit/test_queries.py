@@ -129,6 +129,7 @@ def test_bad_lines_are_named(tmp_path, line, message):
         "text": "x",
         "querytype": "web",
         "source": 0,
+        "finish": "stop",
     }
 
 

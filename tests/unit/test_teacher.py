@@ -6,6 +6,7 @@ import torch
 from conftest import tiny_config, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
+from dense_retrieval.memo import Memo
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.teacher.score import score_candidates
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier
@@ -32,7 +33,8 @@ def plain_scores(folder, query: str, passage: str, max_length: int = 32) -> floa
 @pytest.mark.parametrize("max_tokens", [1, 64, 4096])
 def test_scores_equal_plain_transformers(cross_encoder_folder, tmp_path, max_tokens):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
-    scored = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path, max_tokens=max_tokens)
+    with Memo(tmp_path / "memo") as memo:
+        scored = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo, max_tokens=max_tokens)
     np.testing.assert_array_equal(scored.passages, CANDIDATES.passages)
     for q, row in enumerate(CANDIDATES.passages):
         for k, p in enumerate(row):
@@ -41,10 +43,10 @@ def test_scores_equal_plain_transformers(cross_encoder_folder, tmp_path, max_tok
 
 
 def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_A_SHARD", 2)
+    monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_AT_ONCE", 2)
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
-    (tmp_path / "whole").mkdir()
-    whole = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path / "whole")
+    with Memo(tmp_path / "whole") as memo:
+        whole = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
     calls = []
     score = SequenceClassifier.score
 
@@ -55,19 +57,22 @@ def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatc
         return score(self, *args, **kwargs)
 
     monkeypatch.setattr(SequenceClassifier, "score", dies_at_second)
-    (tmp_path / "broken").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path / "broken")
-    resumed = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt), Memo(tmp_path / "broken") as memo:
+        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+    with Memo(tmp_path / "broken") as memo:
+        resumed = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        assert len(calls) == 3 + 1
+        again = score_candidates(teacher, CANDIDATES, QUERIES[::-1][::-1], PASSAGES, memo)
     assert len(calls) == 3 + 1
+    np.testing.assert_array_equal(again.scores, whole.scores)
     np.testing.assert_array_equal(resumed.scores, whole.scores)
 
 
 def test_a_teacher_that_returns_nan(cross_encoder_folder, tmp_path):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     torch.nn.init.constant_(teacher.classifier.classifier.weight, float("nan"))
-    with pytest.raises(InputError, match=r"6 of 6 pairs as nan.*query"):
-        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, tmp_path)
+    with pytest.raises(InputError, match=r"6 of 6 pairs as nan.*query"), Memo(tmp_path / "memo") as memo:
+        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
 
 
 def test_a_classifier_with_two_outputs(tmp_path):
