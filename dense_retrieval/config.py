@@ -185,6 +185,7 @@ class Trainer:
 
 @dataclass
 class Evaluation:
+    split: str = "test"  # whose human queries are tested on; settings are better chosen on "train" or "dev"
     headroom_queries: int | None = 100  # test queries that the teacher reranks; None = all
     headroom_k: int = 20  # of the untuned student's best passages
     heldout_types: list[str] = field(
@@ -228,7 +229,10 @@ class TeacherTraining:
 
     base: str = MISSING  # folder or hub name of the bi-encoder whose weights it starts from
     output: str = MISSING  # folder for the adapter
-    queries: int = 4000  # training queries; the next 200 measure it
+    corpus: str | None = None  # folder or zip in BEIR's layout; None = Wikipedia outside wikiscience
+    pairs: list[str] = field(default_factory=lambda: ["human"])  # human, title, or types of queries in file
+    file: str | None = None  # synthetic queries, as python -m dense_retrieval.generate writes them
+    queries: int = 4000  # training queries at most; up to 200 others measure it
     negatives_each: int = 2  # from BM25's list and from the bi-encoder's; one more shares the topic
     depth: int = 20  # candidates that the negatives are drawn from
     max_length: int = 128  # tokens of a pair

@@ -40,22 +40,22 @@ def main(config: Config) -> float:
     name = f"{choices.data} {choices.loss} {choices.querytype}"
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
     stages = Stages(config, tracker.log)
+    queries, qrels = stages.test_queries(stages.split)
 
     log.info("training queries:\n%s", report.yields(stages.yields))
     teacher = f"teacher (reranks top {config.evaluation.headroom_k})"
     rankings = {
-        "BM25": stages.bm25_ranking(),
-        UNTUNED: stages.student_ranking(tuned=False),
+        "BM25": stages.bm25_ranking(stages.split),
+        UNTUNED: stages.student_ranking(False, stages.split),
         teacher: stages.teacher_ranking,
     }
-    qrels = stages.corpus.qrels["test"]
     values = {name: evaluate.per_query(ranking, qrels) for name, ranking in rankings.items()}
     values[teacher] = evaluate.per_query(rankings[teacher], qrels, stages.teacher_queries)
     warning = table.headroom_warning(table.rows(values, UNTUNED)[2])
     if warning:
         log.warning("%s", warning)
     log.info("loss: %s", stages.loss)
-    rankings[TUNED] = stages.student_ranking(tuned=True)
+    rankings[TUNED] = stages.student_ranking(True, stages.split)
     values[TUNED] = evaluate.per_query(rankings[TUNED], qrels)
 
     heldout = _by_querytype(stages) if config.evaluation.heldout_types else {}
@@ -68,7 +68,7 @@ def main(config: Config) -> float:
         "heldout": {kind: [asdict(row) for row in of] for kind, of in heldout.items()},
         "artifacts": {name: str(path) for name, path in stages.artifacts.items()},
     } | {group: choices[group] for group in ("data", "querytype", "retriever", "teacher", "student")}
-    report.write(folder, stages.corpus, rankings, values, rows, facts)
+    report.write(folder, queries["id"], stages.corpus.passages["id"], rankings, values, rows, facts)
     card = report.model_card(settings, rows, facts)
     report.link_model(stages.training_folder / "model", folder / "model", card)
     tracker.table("results", ["system", "queries", *table.SHOWN], table.cells(rows))

@@ -12,12 +12,13 @@ import numpy as np
 from datasets import Dataset
 
 from dense_retrieval.evaluation import evaluate, table
-from dense_retrieval.records import CandidateList, Corpus
+from dense_retrieval.records import CandidateList
 
 
 def write(
     folder: Path,
-    corpus: Corpus,
+    query_ids: Sequence[str],
+    passage_ids: Sequence[str],
     rankings: Mapping[str, CandidateList],
     values: Mapping[str, Mapping[str, np.ndarray]],
     rows: Sequence[table.Row],
@@ -32,7 +33,7 @@ def write(
     metrics = {"systems": {row.system: asdict(row) for row in rows}} | dict(facts)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     (folder / "results.md").write_text(table.markdown(list(rows)))
-    query_ids, passage_ids = list(corpus.queries["test"]["id"]), list(corpus.passages["id"])
+    query_ids, passage_ids = list(query_ids), list(passage_ids)  # a column reads its file at every access
     columns: dict[str, list] = {"system": [], "query": [], **{m: [] for m in evaluate.METRICS}}
     for name, of_system in values.items():
         rows_ = np.flatnonzero(~np.isnan(of_system["nDCG@10"]))

@@ -32,7 +32,7 @@ class LabelStages(TextStages):
         inputs = {"corpus": self.corpus_folder, "queries": self.queries_folder}
         if self.config.retriever.dense:
             inputs |= {"passage_tokens": self.tokens_folder("passages"), "student": self.student_folder}
-            inputs |= {"query_tokens": self.tokens_folder("train")}
+            inputs |= {"query_tokens": self.tokens_folder("training")}
 
         def build_candidates(folder: Path) -> dict[str, int]:
             found = self._retrieve()
@@ -47,7 +47,7 @@ class LabelStages(TextStages):
         if retriever.bm25:
             lists.append(self._bm25(self.queries["text"], retriever.k))
         if retriever.dense:
-            embeddings = self.embeddings("train", tuned=False), self.embeddings("passages", tuned=False)
+            embeddings = self.embeddings("training", tuned=False), self.embeddings("passages", tuned=False)
             lists.append(search(*embeddings, retriever.k, device=self.device))
         found = fusion.reciprocal_rank(lists, retriever.fusion_k) if len(lists) > 1 else lists[0]
         found = filters.drop_passages(found, self.corpus.heldout)

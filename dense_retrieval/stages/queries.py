@@ -73,6 +73,21 @@ class QueryStages:
     def corpus(self) -> Corpus:
         return Corpus.load(self.corpus_folder)
 
+    @cached_property
+    def split(self) -> str:
+        """Of the human queries that are tested on.
+
+        Raises:
+            InputError: the corpus has no such split, or its queries are those trained on.
+        """
+        split = self.config.evaluation.split
+        if split not in self.corpus.queries:
+            there = ", ".join(sorted(self.corpus.queries))
+            raise InputError(f"evaluation.split={split}: this corpus has {there}")
+        if split == "train" and "human" in self.config.querytype.types:
+            raise InputError("evaluation.split=train with querytype=human would test on what is trained on")
+        return split
+
     @property
     def _by_language_model(self) -> bool:
         return issubclass(OmegaConf.get_type(self.config.generator) or object, LanguageModel)

@@ -20,9 +20,9 @@ class Stages(TrainingStages):
     """The whole chain, up to the rankings of the test queries."""
 
     def test_queries(self, of: str) -> tuple[Dataset, Qrels]:
-        """The human "test" queries, or the synthetic ones of "heldout" passages: each finds its own."""
-        if of == "test":
-            return self.corpus.queries["test"], self.corpus.qrels["test"]
+        """The human queries of the split, or the synthetic ones of "heldout" passages: each finds its own."""
+        if of != "heldout":
+            return self.corpus.queries[of], self.corpus.qrels[of]
         queries = self.heldout_queries
         rows = np.arange(len(queries))
         return queries, Qrels(rows, np.array(queries["source"], dtype=np.int64), np.ones_like(rows))
@@ -42,15 +42,15 @@ class Stages(TrainingStages):
         folder = self.store.stage(name, settings, inputs, build_ranking)
         return CandidateList.load(folder / "ranking.npz")
 
-    def bm25_ranking(self, of: str = "test") -> CandidateList:
-        settings = plain(self.config.retriever, only=["library", "k1", "b"]) | {"k": RANKING_DEPTH}
+    def bm25_ranking(self, of: str) -> CandidateList:
+        settings = plain(self.config.retriever, only=["library", "k1", "b"]) | {"k": RANKING_DEPTH, "of": of}
         inputs = {"corpus": self.corpus_folder}
         if of == "heldout":
             inputs["queries"] = self.heldout_folder
         texts = self.test_queries(of)[0]["text"]
         return self._ranking("bm25", of, settings, inputs, lambda: self._bm25(texts, RANKING_DEPTH))
 
-    def student_ranking(self, tuned: bool, of: str = "test") -> CandidateList:
+    def student_ranking(self, tuned: bool, of: str) -> CandidateList:
         settings = {"k": RANKING_DEPTH, "bf16": self.bf16, "pooling": self.config.student.pooling}
         inputs = {"passages": self.tokens_folder("passages"), "queries": self.tokens_folder(of)}
         inputs["student"] = self.training_folder if tuned else self.student_folder
@@ -64,7 +64,8 @@ class Stages(TrainingStages):
     @cached_property
     def teacher_queries(self) -> np.ndarray:
         """``(n,)`` rows of the judged test queries that the teacher reranks for."""
-        judged, n = np.unique(self.corpus.qrels["test"].query), self.config.evaluation.headroom_queries
+        judged = np.unique(self.corpus.qrels[self.split].query)
+        n = self.config.evaluation.headroom_queries
         if n is None or n >= len(judged):
             return judged
         return np.sort(np.random.default_rng(self.config.seed).choice(judged, n, replace=False))
@@ -77,15 +78,16 @@ class Stages(TrainingStages):
         """
         k = self.config.evaluation.headroom_k
         settings = self._teacher_settings | {"k": k, "queries": self.teacher_queries.tolist()}
+        settings["of"] = self.split
         inputs = {"corpus": self.corpus_folder, "passages": self.tokens_folder("passages")}
         inputs |= {"student": self.student_folder} | self.teacher_inputs
 
         def build_teacher_ranking(folder: Path) -> None:
-            found = self.student_ranking(tuned=False)
+            found = self.student_ranking(False, self.split)
             others = np.setdiff1d(np.arange(len(found.passages)), self.teacher_queries)
             found.passages[others] = -1
             top = CandidateList(found.passages[:, :k], found.scores[:, :k])
-            texts = self.corpus.queries["test"]["text"]
+            texts = self.corpus.queries[self.split]["text"]
             ranked = self._score(top, texts, "teacher reranking").ranked()
             least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
             # What it did not see stands below what it did, in the student's order.

@@ -27,7 +27,7 @@ class TextStages(QueryStages):
         return instantiate(self.config.student)
 
     def tokens_folder(self, of: str) -> Path:
-        """Token ids of the "passages", or of the "train", "test" or "heldout" queries."""
+        """Token ids of the "passages", of the "training" or the "heldout" queries, or of a split's."""
         student = self.config.student
         passages = of == "passages"
         settings: dict[str, Any] = {
@@ -35,17 +35,17 @@ class TextStages(QueryStages):
             "length": student.passage_length if passages else student.query_length,
             "prefix": student.passage_prefix if passages else student.query_prefix,
         }
-        of_queries = {"train": "queries_folder", "heldout": "heldout_folder"}
+        of_queries = {"training": "queries_folder", "heldout": "heldout_folder"}
         texts_folder = getattr(self, of_queries.get(of, "corpus_folder"))
         inputs = {"texts": texts_folder, "tokenizer": self.student_folder}
 
         def build_tokens(folder: Path) -> dict[str, int]:
-            texts = {
+            tables = {
                 "passages": lambda: self.corpus.passages,
-                "train": lambda: self.queries,
-                "test": lambda: self.corpus.queries["test"],
+                "training": lambda: self.queries,
                 "heldout": lambda: self.heldout_queries,
-            }[of]()["text"]
+            }
+            texts = tables.get(of, lambda: self.corpus.queries[of])()["text"]
             return tokenize(texts, self.student.tokenizer, settings["length"], settings["prefix"], folder)
 
         return self.store.stage("tokens", settings, inputs, build_tokens)

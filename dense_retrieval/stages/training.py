@@ -44,7 +44,7 @@ class TrainingStages(LabelStages):
 
     def _student_temperature(self, teacher_temperature: float) -> float:
         train = ~self.groups.dev
-        queries = self.embeddings("train", tuned=False)[self.groups.query[train]]
+        queries = self.embeddings("training", tuned=False)[self.groups.query[train]]
         passages = self.embeddings("passages", tuned=False)[self.groups.passages[train]]
         cosines = np.einsum("gd,gkd->gk", queries, passages)
         return temperature.student_temperature(cosines, self.groups.teacher[train], teacher_temperature)
@@ -63,7 +63,7 @@ class TrainingStages(LabelStages):
         inputs = {
             "groups": self.groups_folder,
             "passages": self.tokens_folder("passages"),
-            "queries": self.tokens_folder("train"),
+            "queries": self.tokens_folder("training"),
             "student": self.student_folder,
         }
         return self.store.stage("training", settings, inputs, self._train)
@@ -77,7 +77,7 @@ class TrainingStages(LabelStages):
         module = DistillationModule(
             student,
             self.loss,
-            Tokens.load(self.tokens_folder("train")),
+            Tokens.load(self.tokens_folder("training")),
             Tokens.load(self.tokens_folder("passages")),
             steps_per_epoch=len(data.train_dataloader()),
             **plain(trainer, "batch_size", "patience", "devices"),

@@ -23,12 +23,12 @@ from torch.nn.functional import cross_entropy
 from dense_retrieval.batching import pack
 from dense_retrieval.candidates import bm25
 from dense_retrieval.config import CONF, TeacherTraining, one_line_errors
-from dense_retrieval.corpus.embedded import teacher_pairs
 from dense_retrieval.records import CandidateList
 from dense_retrieval.search.index import search
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
 from dense_retrieval.student.tokens import Tokens, tokenize
+from dense_retrieval.teacher import pairs
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier, load_classifier
 
 log = logging.getLogger(__name__)
@@ -150,17 +150,20 @@ def _ndcg(hit: np.ndarray) -> float:
 def main(config: TeacherTraining) -> None:
     torch.manual_seed(config.seed)
     output = Path(config.output)
-    corpus, topic = teacher_pairs()
-    passages = corpus.passages["text"]
-    order = np.random.default_rng(config.seed).permutation(len(corpus.queries["train"]))
-    chosen = order[: config.queries + 200]
-    queries = [corpus.queries["train"]["text"][int(row)] for row in chosen]
-    positive = np.array(corpus.queries["train"]["source"])[chosen]
+    found = pairs.read(config.corpus, list(config.pairs), config.file)
+    n_dev = min(200, len(found.queries) // 10)
+    n_train = min(config.queries, len(found.queries) - n_dev)
+    chosen = np.random.default_rng(config.seed).permutation(len(found.queries))[: n_train + n_dev]
+    queries, positive = [found.queries[int(row)] for row in chosen], found.positive[chosen]
     lists = [
-        bm25.search(passages, queries, config.depth),
-        dense_candidates(config.base, passages, queries, config.depth, output / "embeddings"),
+        bm25.search(found.passages, queries, config.depth),
+        dense_candidates(config.base, found.passages, queries, config.depth, output / "embeddings"),
     ]
-    groups = hard_negatives(positive, lists, topic, config.negatives_each, config.seed)
+    groups = hard_negatives(positive, lists, found.topic, config.negatives_each, config.seed)
+    # A title finds its passage by reading it there: such a query's passages are read without.
+    hidden = found.from_title[chosen] * len(found.passages)
+    groups += hidden[:, None]
+    texts = [*found.passages, *found.untitled]
 
     classifier, tokenizer = load_classifier(config.base, None, False, num_labels=1)
     teacher = SequenceClassifier(classifier, tokenizer, config.max_length, config.base)
@@ -173,17 +176,17 @@ def main(config: TeacherTraining) -> None:
     teacher.classifier = get_peft_model(teacher.classifier, lora)  # type: ignore[assignment]
     losses = fit(
         teacher,
-        queries[: config.queries],
-        passages,
-        groups[: config.queries],
+        queries[:n_train],
+        texts,
+        groups[:n_train],
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
         max_tokens=config.max_tokens,
         seed=config.seed,
     )
-    dev = slice(config.queries, None)
-    dev_lists = CandidateList(lists[1].passages[dev], lists[1].scores[dev])
-    before, after = reranking_ndcg(teacher, queries[dev], passages, dev_lists, positive[dev])
+    dev = slice(n_train, None)
+    dev_lists = CandidateList(lists[1].passages[dev] + hidden[dev, None], lists[1].scores[dev])
+    before, after = reranking_ndcg(teacher, queries[dev], texts, dev_lists, positive[dev] + hidden[dev])
     teacher.classifier.half().save_pretrained(str(output))  # half: a file of half the size
     shutil.rmtree(output / "embeddings")
     report = {"dev_ndcg@10_bi_encoder": before, "dev_ndcg@10_reranked": after, "loss": losses}

@@ -184,6 +184,13 @@ def test_testing_on_other_heldout_queries_does_not_train_again(finished, command
     }
 
 
+def test_another_split_is_tested_without_training_again(finished, command):
+    log = run(finished, *command, "evaluation.split=train", "hydra.run.dir=runs/split").stdout
+    assert "training" not in re.findall(r"(\w+): built in", log)
+    table = parquet.read_table(finished / "runs/split/per_query.parquet").to_pandas()
+    assert set(table["query"]) == {f"q{i}" for i in range(10, 20)}
+
+
 def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
     losses, types = ["infonce", "listwise", "combined"], ["claim", "question"]
     without = [c for c in command if not c.startswith("querytype=")]
@@ -207,6 +214,9 @@ def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
         (["generator.path=nowhere"], "generator.path=nowhere"),
         (["querytype=web"], "no queries of type 'web'.*claim, question"),
         (["loss=focal"], "focal"),
+        (["evaluation.split=dev"], "evaluation.split=dev: this corpus has test, train"),
+        (["evaluation.split=train", "querytype=human"], "test on what is trained on"),
+        (["evaluation.heldout_types=[web]"], "evaluation.heldout_types=.*no such query"),
         (["student.path=no/where"], "student=all_minilm"),
         (["groups.list_size=41"], "groups.list_size"),
         (["loss.student_temperature=-1"], "loss.student_temperature"),

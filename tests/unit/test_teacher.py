@@ -1,13 +1,17 @@
 """Teacher scores against plain transformers, resumption, bad teachers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
+from dense_retrieval.corpus.beir import read_folder
 from dense_retrieval.memo import Memo
 from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.teacher import pairs
 from dense_retrieval.teacher.score import score_candidates
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier
 from dense_retrieval.teacher.train import fit, hard_negatives
@@ -112,3 +116,53 @@ def test_training_teaches_the_ranking():
     losses = fit(teacher, queries, passages, groups, learning_rate=5e-3, batch_size=8, max_tokens=99, seed=0)
     assert losses[0] == pytest.approx(np.log(4), abs=0.2) and np.mean(losses[-5:]) < 0.2
     assert teacher.score(["light"] * 4, passages).argmax() == 0
+
+
+@pytest.fixture
+def beir(tmp_path):
+    titles = ["Kale", "Basalt", "", "Fens", *[f"Thing {i}" for i in range(16)]]
+    passages = [{"_id": f"p{i}", "title": t, "text": f"Text {i} of it."} for i, t in enumerate(titles)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    queries = [{"_id": f"q{i}", "text": f"what is {i}"} for i in range(20)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (tmp_path / "qrels").mkdir()
+    for split, rows in {"test": range(5), "train": range(5, 20)}.items():
+        judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
+        (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    claims = [{"passage_id": f"p{i}", "querytype": "claim", "text": f"It is {i}."} for i in range(20)]
+    (tmp_path / "claims.jsonl").write_text("\n".join(map(json.dumps, claims)))
+    return tmp_path
+
+
+def test_pairs_of_titles_claims_and_people(beir):
+    """Held-out passages give none; a title is not in the text that it is to find."""
+    heldout = set(read_folder(str(beir)).heldout.tolist())
+    assert len(heldout) == 2
+    found = pairs.read(str(beir), ["human", "title", "claim"], str(beir / "claims.jsonl"))
+    by_kind = {
+        "human": [f"what is {i}" for i in range(5, 20) if i not in heldout],
+        "claim": [f"It is {i}." for i in range(20) if i not in heldout],
+        "title": [t for i, t in enumerate(["Kale", "Basalt", "", "Fens"]) if t and i not in heldout],
+    }
+    assert found.queries[: len(by_kind["human"])] == by_kind["human"]
+    assert [q for q in found.queries if q.startswith("It is")] == by_kind["claim"]
+    for query, row, titled in zip(found.queries, found.positive, found.from_title, strict=True):
+        assert titled == (query in ["Kale", "Basalt", "Fens"] or query.startswith("Thing"))
+        assert row not in heldout
+        if titled:
+            assert found.passages[row] == f"{query} {found.untitled[row]}"
+            assert query not in found.untitled[row]
+    assert set(by_kind["title"]) <= set(found.queries)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "file", "message"),
+    [
+        (["claim"], None, "claim needs file=FILE"),
+        (["claim", "web"], "claims.jsonl", "no queries of type 'web'"),
+        ([], None, "no such pairs"),
+    ],
+)
+def test_pairs_that_are_not_there(beir, kinds, file, message):
+    with pytest.raises(InputError, match=message):
+        pairs.read(str(beir), kinds, file and str(beir / file))

@@ -1,0 +1,74 @@
+"""What a teacher is trained on: queries, each with its right passage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import concatenate_datasets
+
+from dense_retrieval.corpus.beir import read_folder
+from dense_retrieval.corpus.embedded import teacher_pairs
+from dense_retrieval.queries import clean, files, human
+from dense_retrieval.records import InputError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Q pairs over N passages."""
+
+    queries: Sequence[str]
+    positive: np.ndarray  # (Q,) passage rows
+    passages: Sequence[str]
+    topic: np.ndarray  # (N,) topic number of each passage; all 0 where none are known
+    untitled: Sequence[str]  # (N,) the passages without their titles
+    from_title: np.ndarray  # (Q,) bool: the query is its passage's title, which is not to be read there
+
+
+def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
+    """The pairs of a corpus.
+
+    Args:
+        corpus: folder or zip in BEIR's layout; None is the Wikipedia articles outside wikiscience, with
+            people's short descriptions of them.
+        kinds: "human" (the training queries), "title" (a passage's title, for its text), or types of
+            synthetic queries in ``file``.
+        file: queries as ``python -m dense_retrieval.generate`` writes them.
+
+    Raises:
+        InputError: no such corpus or file, a kind that it does not have.
+    """
+    if corpus is None:
+        found, topic = teacher_pairs()
+    else:
+        found = read_folder(corpus)
+        topic = np.zeros(len(found.passages), dtype=np.int64)
+    passages, titles = list(found.passages["text"]), list(found.passages["title"])
+    tables = [human.from_train_split(found)] if "human" in kinds else []
+    synthetic = [kind for kind in kinds if kind not in ("human", "title")]
+    if synthetic:
+        if file is None:
+            raise InputError(f"pairs={list(kinds)}: {synthetic[0]} needs file=FILE with synthetic queries")
+        written, _ = clean.clean_table(files.read(file, found.passages), found.passages)
+        if missing := set(synthetic) - set(written["querytype"]):
+            raise InputError(
+                f"{file} has no queries of type {min(missing)!r}, which pairs={list(kinds)} asks for"
+            )
+        tables.append(written.select(np.flatnonzero(np.isin(written["querytype"], synthetic))))
+    queries, positive = [], np.array([], dtype=np.int64)
+    if tables:
+        table = concatenate_datasets(tables)
+        usable = np.flatnonzero(~np.isin(table["source"], found.heldout))
+        table = table.select(usable)
+        queries, positive = list(table["text"]), np.array(table["source"], dtype=np.int64)
+    named = [row for row, title in enumerate(titles) if title.strip()] if "title" in kinds else []
+    titled = np.setdiff1d(named, found.heldout).astype(np.int64)
+    if not len(queries) + len(titled):
+        raise InputError(f"pairs={list(kinds)}: the corpus has no such pairs")
+    return Pairs(
+        queries + [titles[row] for row in titled],
+        np.concatenate([positive, titled]),
+        passages,
+        topic,
+        [text.removeprefix(title).strip() for text, title in zip(passages, titles, strict=True)],
+        np.arange(len(queries) + len(titled)) >= len(queries),
+    )
