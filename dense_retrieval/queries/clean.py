@@ -25,6 +25,11 @@ _REFUSAL = re.compile(
     r"I (?:cannot|can't) (?:help|assist|provide|generate|create|write|answer|fulfil))",
     re.IGNORECASE,
 )
+_ASKS = re.compile(
+    r"(?:who|whom|whose|what|which|when|where|why|how|is|are|was|were|do|does|did|can|could|will|would|"
+    r"should|has|have|had|in what|in which|at what|to what)\b",
+    re.IGNORECASE,
+)
 _MARKUP = re.compile(r"```|</?\w+>|^\s*[{\[]|[}\]]\s*$|https?://")
 _QUOTES = "\"'`“”‘’*"
 
@@ -41,7 +46,7 @@ def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
     Returns:
         The query and "", or None and why it was dropped: ``empty``, ``refusal``, ``not
         self-contained`` (it speaks of "the passage"), ``too long``, ``wrong form`` (code or markup, a
-        claim that asks, a question without its mark), ``another script`` than the passage's, ``copied``.
+        claim that asks, a question that does not), ``another script`` than the passage's, ``copied``.
 
     >>> clean('Here is a question: "What is kale?"', "question", "Kale is a cabbage.")
     ('What is kale?', '')
@@ -115,7 +120,7 @@ def _wrong_form(query: str, querytype: str) -> bool:
     return (
         bool(_MARKUP.search(query))
         or (querytype in ("claim", "description") and asks)
-        or (querytype == "question" and not asks)
+        or (querytype == "question" and not asks and not _ASKS.match(query))
     )
 
 

@@ -33,7 +33,11 @@ def corpus(tmp_path_factory) -> Path:
         judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     synthetic = [
-        {"passage_id": f"p{i}", "querytype": kind, "text": " ".join(t.split()[start : start + 5])}
+        {
+            "passage_id": f"p{i}",
+            "querytype": kind,
+            "text": " ".join(t.split()[start : start + 5]) + "?" * start,
+        }
         for i, t in enumerate(texts)
         for start, kind in enumerate(TYPES)
     ]

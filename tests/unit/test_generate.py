@@ -158,21 +158,22 @@ def test_what_cleaning_drops_is_counted_and_kept():
             ("question", "什么是羽衣甘蓝?", "stop"),
             ("question", "The colour of basalt", "stop"),
             ("question", '{"question": "what is a fen?"}', "stop"),
+            ("question", "what grows in a fen", "stop"),
             ("web", "как растёт капуста", "stop"),
             ("web", "basalt rock", "length"),
         ]
     )
     kept, dropped = clean.clean_table(table, passages)
-    assert kept["text"] == ["Kale is eaten in winter.", "basalt rock"]
+    assert kept["text"] == ["Kale is eaten in winter.", "what grows in a fen", "basalt rock"]
     assert dict(zip(dropped["id"], dropped["reason"], strict=True)) == {
         "1": "wrong form",
         "2": "longer than the model's context",
         "3": "another script",
         "4": "wrong form",
         "5": "wrong form",
-        "6": "another script",
+        "7": "another script",
     }
     assert dropped["text"][0] == "Is basalt a rock?"
     counted = clean.counts(table, dropped, heldout=np.array([2]))
     assert counted["claim"] == {"generated": 2, "cleaned": 1, "dropped": {"wrong form": 1}}
-    assert counted["web"] == {"generated": 2, "cleaned": 1, "dropped": {"another script": 1}}
+    assert counted["web"] == {"generated": 1, "cleaned": 0, "dropped": {"another script": 1}}
