@@ -63,6 +63,14 @@ class NamedData(Data):
 
 
 @dataclass
+class Mixture:
+    """Several corpora, one student: ``conf/data/mixture.yaml``."""
+
+    members: list[str] = MISSING  # the overrides of each corpus, such as "data=fiqa querytype=mixed"
+    queries: str | None = None  # each member has its own
+
+
+@dataclass
 class QueryFile:
     """Queries that are there already: ``conf/generator/files.yaml``."""
 
@@ -131,14 +139,64 @@ class Student:
 
 @dataclass
 class Teacher:
-    """``conf/teacher/``"""
+    """A frozen cross-encoder: ``conf/teacher/``."""
+
+    _target_: str = MISSING
+    path: str = MISSING  # folder or hub name
+    revision: str | None = None  # branch, tag or commit on the hub
+    max_length: int = 512  # tokens of a pair; the passage is what is cut
+
+
+@dataclass
+class SequenceClassifierTeacher(Teacher):
+    """The score is the one output of a sequence classifier."""
 
     _target_: str = "dense_retrieval.teacher.sequence_classifier.SequenceClassifier.load"
-    path: str = MISSING  # folder or hub name
-    revision: str | None = None
     adapter: str | None = None  # folder of a LoRA adapter on it
-    max_length: int = 512  # tokens of a pair
     trust_remote_code: bool = False
+
+
+@dataclass
+class Seq2SeqTeacher(Teacher):
+    """The score is that of the first token an encoder-decoder answers: RankT5, monoT5."""
+
+    _target_: str = "dense_retrieval.teacher.seq2seq.Seq2SeqTeacher.load"
+    template: str = MISSING  # with {query} and after it {passage}
+    token: str = MISSING  # whose logit is the score
+    other_token: str | None = None  # if given, the score is log p(token) among the two
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DecoderTeacher(Teacher):
+    """The score is that of the token after a decoder's prompt: Qwen3-Reranker, bge-reranker-v2-gemma."""
+
+    _target_: str = "dense_retrieval.teacher.decoder.DecoderTeacher.load"
+    max_length: int = 1024
+    template: str = MISSING  # with {query} and after it {passage}, and all special tokens
+    token: str = MISSING
+    other_token: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class LightweightTeacher(Teacher):
+    """bge-reranker-v2.5-gemma2-lightweight."""
+
+    _target_: str = "dense_retrieval.teacher.lightweight.LightweightTeacher.load"
+    max_length: int = 1024
+    template: str = MISSING  # with {query}, a line break, and {passage}, and all special tokens
+    cutoff_layer: int = 28  # layers computed
+    compress_layers: list[int] = field(default_factory=lambda: [24, 40])  # before which passages shrink
+    compress_ratio: int = 2  # passage tokens that become one; 1 = none
+
+
+@dataclass
+class EnsembleTeacher:
+    """The weighted mean of several teachers' normalised scores."""
+
+    members: list[str] = MISSING  # such as "teacher=rankt5_base"; also bm25, and student: the untuned one
+    weights: list[float] | None = None  # one a member; None = all alike
 
 
 @dataclass
@@ -163,6 +221,7 @@ class Groups:
     teacher_top1: bool = True  # the teacher must rank it first
     min_top_percentile: float = 25.0  # of all scores: a query's best score must reach it
     dev_fraction: float = 0.1  # of the source passages
+    scored_before: int | None = None  # training queries; the teacher scores the rest in training. None = all
 
 
 @dataclass
@@ -209,7 +268,7 @@ class Config:
     querytype: QueryType = MISSING
     generator: Any = MISSING
     retriever: Retriever = MISSING
-    teacher: Teacher = MISSING
+    teacher: Any = MISSING
     student: Student = MISSING
     loss: Loss = MISSING
     trainer: Trainer = MISSING
@@ -280,15 +339,23 @@ OmegaConf.register_new_resolver("package_file", package_file, replace=True)
 _store = ConfigStore.instance()
 _store.store(name="schema", node=Config)
 _store.store(name="teacher_training_schema", node=TeacherTraining)
-for _name, _schema in {"embedded": EmbeddedData, "folder": FolderData, "named": NamedData}.items():
+_DATA = {"embedded": EmbeddedData, "folder": FolderData, "named": NamedData, "several": Mixture}
+for _name, _schema in _DATA.items():
     _store.store(group="data", name=_name, node=_schema)
 for _name, _schema in {"file": QueryFile, "llama_cpp_schema": LlamaCpp}.items():
     _store.store(group="generator", name=_name, node=_schema)
+for _name, _schema in {
+    "schema": SequenceClassifierTeacher,
+    "seq2seq_schema": Seq2SeqTeacher,
+    "decoder_schema": DecoderTeacher,
+    "lightweight_schema": LightweightTeacher,
+    "ensemble_schema": EnsembleTeacher,
+}.items():
+    _store.store(group="teacher", name=_name, node=_schema)
 for _group, _schema in {
     "querytype": QueryType,
     "retriever": Retriever,
     "student": Student,
-    "teacher": Teacher,
     "loss": Loss,
     "trainer": Trainer,
     "logger": Logger,

@@ -115,6 +115,6 @@ class Groups(_Arrays):
 
     query: np.ndarray  # (G,) int64, rows of the training queries
     passages: np.ndarray  # (G, K) int64, passage rows, -1 = padding
-    teacher: np.ndarray  # (G, K) float32 in 0..1, -inf at padding
+    teacher: np.ndarray  # (G, K) float32 in 0..1, -inf at padding; NaN = scored as it is trained on
     source: np.ndarray  # (G,) int64, row of the passage that the query was made from
     dev: np.ndarray  # (G,) bool, True = development set

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from rich.console import Console
 
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import evaluate, report, table
-from dense_retrieval.stages import Stages
+from dense_retrieval.records import CandidateList
+from dense_retrieval.stages import Stages, build
 from dense_retrieval.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,50 @@ def main(config: Config) -> float:
     choices: Any = job.runtime.choices
     name = f"{choices.data} {choices.loss} {choices.querytype}"
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
-    stages = Stages(config, tracker.log)
-    queries, qrels = stages.test_queries(stages.split)
+    stages = build(config, tracker.log)
+    before = {title: _before_training(of) for title, of in stages.members.items()}
+    log.info("loss: %s", stages.loss)
 
+    shared = {
+        "loss": asdict(stages.loss),
+        "training": json.loads((stages.training_folder / "training.json").read_text()),
+    } | {group: choices[group] for group in ("data", "querytype", "retriever", "teacher", "student")}
+    rows: dict[str, list[table.Row]] = {}
+    for title, of in stages.members.items():
+        caption = f"{name} {title}".strip()
+        rows[title] = _after_training(of, before[title], folder / title, caption, shared)
+        tracker.table(
+            f"{title} results".strip(), ["system", "queries", *table.SHOWN], table.cells(rows[title])
+        )
+    card = report.model_card(settings, rows, shared)
+    report.link_model(stages.training_folder / "model", folder / "model", card)
+    tracker.finish(
+        {
+            "/".join(filter(None, (title, row.system, metric))): value
+            for title, of_corpus in rows.items()
+            for row in of_corpus
+            for metric, value in row.means.items()
+        }
+    )
+    if stages.store.reused:
+        log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
+    log.info("everything is in %s", folder)
+    return float(np.mean([of_corpus[-1].means["nDCG@10"] for of_corpus in rows.values()]))
+
+
+@dataclass
+class Measured:
+    """Of each system its ranking, and its metrics ``(Q,)``."""
+
+    rankings: dict[str, CandidateList]
+    values: dict[str, dict[str, np.ndarray]]
+    warning: str | None
+
+
+def _before_training(stages: Stages) -> Measured:
+    _, qrels = stages.test_queries(stages.split)
     log.info("training queries:\n%s", report.yields(stages.yields))
-    teacher = f"teacher (reranks top {config.evaluation.headroom_k})"
+    teacher = f"teacher (reranks top {stages.config.evaluation.headroom_k})"
     rankings = {
         "BM25": stages.bm25_ranking(stages.split),
         UNTUNED: stages.student_ranking(False, stages.split),
@@ -54,33 +94,31 @@ def main(config: Config) -> float:
     warning = table.headroom_warning(table.rows(values, UNTUNED)[2])
     if warning:
         log.warning("%s", warning)
-    log.info("loss: %s", stages.loss)
-    rankings[TUNED] = stages.student_ranking(True, stages.split)
-    values[TUNED] = evaluate.per_query(rankings[TUNED], qrels)
+    return Measured(rankings, values, warning)
 
-    heldout = _by_querytype(stages) if config.evaluation.heldout_types else {}
-    rows = table.rows(values, UNTUNED)
-    facts = {
-        "loss": asdict(stages.loss),
-        "training": json.loads((stages.training_folder / "training.json").read_text()),
+
+def _after_training(
+    stages: Stages, measured: Measured, folder: Path, title: str, shared: dict[str, Any]
+) -> list[table.Row]:
+    """Measure the tuned student, write what there is of this corpus, and show its table."""
+    queries, qrels = stages.test_queries(stages.split)
+    measured.rankings[TUNED] = stages.student_ranking(True, stages.split)
+    measured.values[TUNED] = evaluate.per_query(measured.rankings[TUNED], qrels)
+    heldout = _by_querytype(stages) if stages.config.evaluation.heldout_types else {}
+    rows = table.rows(measured.values, UNTUNED)
+    facts = shared | {
         "yields": stages.yields,
-        "headroom_warning": warning,
+        "headroom_warning": measured.warning,
         "heldout": {kind: [asdict(row) for row in of] for kind, of in heldout.items()},
         "artifacts": {name: str(path) for name, path in stages.artifacts.items()},
-    } | {group: choices[group] for group in ("data", "querytype", "retriever", "teacher", "student")}
-    report.write(folder, queries["id"], stages.corpus.passages["id"], rankings, values, rows, facts)
-    card = report.model_card(settings, rows, facts)
-    report.link_model(stages.training_folder / "model", folder / "model", card)
-    tracker.table("results", ["system", "queries", *table.SHOWN], table.cells(rows))
-    tracker.finish({f"{row.system}/{metric}": value for row in rows for metric, value in row.means.items()})
-
-    if stages.store.reused:
-        log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
-    Console().print(table.terminal(rows, name))
+    }
+    folder.mkdir(exist_ok=True)
+    ids = queries["id"], stages.corpus.passages["id"]
+    report.write(folder, *ids, measured.rankings, measured.values, rows, facts)
+    Console().print(table.terminal(rows, title))
     if heldout:
-        Console().print(table.by_querytype(heldout, f"{name}: synthetic queries of held-out passages"))
-    log.info("everything is in %s", folder)
-    return rows[-1].means["nDCG@10"]
+        Console().print(table.by_querytype(heldout, "synthetic queries of held-out passages"))
+    return rows
 
 
 def _by_querytype(stages: Stages) -> dict[str, list[table.Row]]:

@@ -36,6 +36,41 @@ def search(
     Raises:
         InputError: another library, or no passage has a word.
     """
+    vocabulary, score = _scorer(passages, library, k1, b)
+    found = CandidateList(
+        np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
+    )
+    for row, query in enumerate(track(_known_words(queries, vocabulary), "BM25", transient=True)):
+        if query:
+            best, scores = _best(score(query), k)
+            found.passages[row, : len(best)] = best
+            found.scores[row, : len(best)] = scores
+    return found
+
+
+def score(
+    passages: Sequence[str],
+    queries: Sequence[str],
+    candidates: CandidateList,
+    *,
+    library: str = "bm25s",
+    k1: float = 1.5,
+    b: float = 0.75,
+) -> CandidateList:
+    """The candidates ``(Q, K)`` with their BM25 scores, 0 where no word is shared; see :func:`search`."""
+    vocabulary, score_all = _scorer(passages, library, k1, b)
+    scores = np.where(candidates.passages >= 0, 0.0, -np.inf).astype(np.float32)
+    for row, query in enumerate(_known_words(queries, vocabulary)):
+        there = candidates.passages[row] >= 0
+        if query:
+            scores[row, there] = score_all(query)[candidates.passages[row, there]]
+    return CandidateList(candidates.passages, scores)
+
+
+def _scorer(
+    passages: Sequence[str], library: str, k1: float, b: float
+) -> tuple[dict[str, int], Callable[[list[int]], np.ndarray]]:
+    """The vocabulary, and what gives a query's score of every passage."""
     if library not in ("bm25s", "rank_bm25"):
         raise InputError(f"retriever.library={library!r} is unknown; use bm25s or rank_bm25")
     words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
@@ -43,16 +78,7 @@ def search(
         raise InputError(
             "no passage has a word that BM25 could find: every text is empty or of stop words only"
         )
-    score = _bm25s(words, k1, b) if library == "bm25s" else _rank_bm25(words, k1, b)
-    found = CandidateList(
-        np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
-    )
-    for row, query in enumerate(track(_known_words(queries, words.vocab), "BM25", transient=True)):
-        if query:
-            best, scores = _best(score(query), k)
-            found.passages[row, : len(best)] = best
-            found.scores[row, : len(best)] = scores
-    return found
+    return words.vocab, _bm25s(words, k1, b) if library == "bm25s" else _rank_bm25(words, k1, b)
 
 
 def _known_words(queries: Sequence[str], vocabulary: dict[str, int]) -> list[list[int]]:

@@ -71,8 +71,15 @@ def link_model(trained: Path, folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card)
 
 
-def model_card(settings: Mapping[str, Any], rows: Sequence[table.Row], facts: Mapping[str, Any]) -> str:
-    """README.md of the model: what it is, how it was made, how good it is, how it is used."""
+def model_card(
+    settings: Mapping[str, Any], rows: Mapping[str, Sequence[table.Row]], facts: Mapping[str, Any]
+) -> str:
+    """README.md of the model: what it is, how it was made, how good it is, how it is used.
+
+    Args:
+        rows: the results by corpus.
+    """
+    results = "\n".join(f"{title}\n\n{table.markdown(list(of))}" for title, of in rows.items()).strip()
     student, loss = settings["student"], facts["loss"]
     prefixes = f"query prefix {student['query_prefix']!r}, passage prefix {student['passage_prefix']!r}"
     return f"""---
@@ -90,7 +97,8 @@ Trained on `{facts["data"]}` with {", ".join(settings["querytype"]["types"])} qu
 
 Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:
 
-{table.markdown(list(rows))}
+{results}
+
 ```python
 from sentence_transformers import SentenceTransformer
 

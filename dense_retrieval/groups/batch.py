@@ -1,6 +1,6 @@
 """One training batch: groups with their unique passages."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ class Batch:
     queries: Tensor  # (B,) query rows
     passages: Tensor  # (U,) passage rows, no row twice
     slots: Tensor  # (B, K) positions in `passages`; 0 at padding
-    teacher: Tensor  # (B, K) scores in 0..1, -inf = padding
+    teacher: Tensor  # (B, K) scores in 0..1, -inf = padding, NaN = not scored yet
     positives: Tensor  # (B,) positions in `passages` of the top-scored candidates
     multiplicity: Tensor  # (U,) how often each passage stands among the B x K candidates
     masked: Tensor  # (M, 2) pairs (group, position in `passages`) that are no InfoNCE negatives
@@ -38,9 +38,6 @@ def collate(groups: Groups, rows: np.ndarray, false_negative_ratio: float) -> Ba
     passages, inverse = np.unique(candidates[there], return_inverse=True)
     slots = np.zeros(candidates.shape, dtype=np.int64)
     slots[there] = inverse
-    positive_like = there & (teacher > false_negative_ratio * teacher[:, :1])
-    positive_like[:, 0] = True  # also where the top score is 0
-    group, position = np.nonzero(positive_like)
     return Batch(
         queries=torch.from_numpy(groups.query[rows]),
         passages=torch.from_numpy(passages),
@@ -48,5 +45,24 @@ def collate(groups: Groups, rows: np.ndarray, false_negative_ratio: float) -> Ba
         teacher=torch.from_numpy(teacher),
         positives=torch.from_numpy(slots[:, 0].copy()),
         multiplicity=torch.from_numpy(np.bincount(inverse, minlength=len(passages))),
-        masked=torch.from_numpy(np.stack([group, slots[group, position]], 1)),
+        masked=torch.from_numpy(_masked(teacher, slots, false_negative_ratio)),
+    )
+
+
+def _masked(teacher: np.ndarray, slots: np.ndarray, false_negative_ratio: float) -> np.ndarray:
+    # Padding is -inf, which exceeds nothing; so is what is not scored yet, NaN.
+    positive_like = teacher > false_negative_ratio * teacher[:, :1]
+    positive_like[:, 0] = True  # also where the top score is 0
+    group, position = np.nonzero(positive_like)
+    return np.stack([group, slots[group, position]], 1)
+
+
+def with_scores(batch: Batch, teacher: np.ndarray, false_negative_ratio: float) -> Batch:
+    """The batch with other teacher scores ``(B, K)``, and what they mask."""
+    masked = _masked(teacher, batch.slots.cpu().numpy(), false_negative_ratio)
+    device = batch.teacher.device
+    return replace(
+        batch,
+        teacher=torch.from_numpy(teacher).to(device),
+        masked=torch.from_numpy(masked).to(device),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dense_retrieval.records import CandidateList, Groups, InputError
+from dense_retrieval.teacher.ensemble import percentile_range, unit_scale
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Built:
 
     groups: Groups
     normalised: np.ndarray  # (Q, K) scores 0..1 of all lists, also those filtered out; -inf = padding
+    scale: np.ndarray  # (G, 2) what is subtracted from raw scores, and what they are divided by
     yields: dict[str, dict[str, int]]  # query type -> step -> queries left
 
 
@@ -27,6 +29,7 @@ def build(
     min_top_percentile: float = 25.0,
     dev_fraction: float = 0.1,
     seed: int = 0,
+    later: np.ndarray | None = None,
 ) -> Built:
     """The paper's steps 8 to 10.
 
@@ -39,29 +42,38 @@ def build(
         scored: ``(Q, K)`` raw teacher scores; a query without candidates was dropped before.
         source: ``(Q,)`` row of each query's source passage.
         querytypes: Q names.
+        later: ``(Q,)`` bool: queries that the teacher scores while they are trained on. Their source
+            stands first, then the retriever's order; no filter of the teacher's applies to them.
 
     Raises:
         InputError: a score is NaN; no group is left, or too few to have one on each side.
     """
+    later = np.zeros(len(source), dtype=bool) if later is None else later
+    scored = _with_placeholders(scored, source, later)
     _require_scored(scored)
     ranked = scored.ranked()
     types = np.array(querytypes)
     listed = ranked.passages[:, 0] >= 0
     full = listed & ((ranked.passages[:, :list_size] >= 0).sum(1) == list_size)
     first = full & (ranked.passages[:, 0] == source if teacher_top1 else True)
-    kept = np.zeros(len(source), dtype=bool)
+    kept = full & later
     normalised = np.full(scored.scores.shape, -np.inf, dtype=np.float32)
+    scale = np.zeros((len(source), 2))
     for name in np.unique(types):
         of_type = types == name
-        if not (of_type & first).any():
+        known = of_type & first & ~later
+        if not known.any() and (of_type & later).any():  # scaled like the other types
+            known = first & ~later
+        if not known.any():
             continue
-        survivors = ranked.scores[of_type & first, :list_size]
-        low, floor, high = np.percentile(survivors, [1, min_top_percentile, 99])
-        kept |= of_type & first & (ranked.scores[:, 0] >= floor)
-        # Where all scores are alike they say nothing: all become 0.
-        with np.errstate(over="ignore"):
-            scaled = np.clip((scored.scores - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
-        normalised[of_type] = np.where(scored.passages >= 0, scaled, -np.inf)[of_type]
+        scores = ranked.scores[known, :list_size]
+        floor = np.percentile(scores, min_top_percentile)
+        low, width = percentile_range(scores)
+        scale[of_type] = low, width
+        kept |= of_type & first & ~later & (ranked.scores[:, 0] >= floor)
+        scaled = unit_scale(scored.scores[of_type], low, width)
+        normalised[of_type] = np.where(scored.passages[of_type] >= 0, scaled, -np.inf)
+    normalised[later] = np.where(scored.passages[later] >= 0, np.nan, -np.inf)
     steps = {
         "retriever filter": listed,
         f"{list_size} passages": full,
@@ -94,7 +106,15 @@ def build(
             "train": int((of_type & ~groups.dev).sum()),
             "dev": int((of_type & groups.dev).sum()),
         }
-    return Built(groups, normalised, yields)
+    return Built(groups, normalised, scale[kept], yields)
+
+
+def _with_placeholders(scored: CandidateList, source: np.ndarray, later: np.ndarray) -> CandidateList:
+    """Scores that put the source first and keep the retriever's order, for what is scored later."""
+    order = np.where(scored.passages == source[:, None], 1.0, -np.arange(scored.passages.shape[1]))
+    placeholders = np.where(scored.passages >= 0, order, -np.inf)
+    scores = np.where(later[:, None], placeholders, scored.scores).astype(np.float32)
+    return CandidateList(scored.passages, scores)
 
 
 def _require_scored(scored: CandidateList) -> None:

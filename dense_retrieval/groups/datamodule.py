@@ -19,24 +19,34 @@ class GroupsDataModule(LightningDataModule):
     Args:
         batch_size: groups a step. The last batch of an epoch may be smaller.
         seed: with the epoch it decides the order, so that a resumed run sees the same batches.
+        corpus: ``(G,)`` which corpus each group is of: then all groups of a batch are of one, the
+            batches of an epoch in random order. In-batch negatives of another corpus are too easy.
     """
 
-    def __init__(self, groups: Groups, batch_size: int, false_negative_ratio: float, seed: int) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        batch_size: int,
+        false_negative_ratio: float,
+        seed: int,
+        corpus: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
         self.groups = groups
         self.batch_size = batch_size
         self.false_negative_ratio = false_negative_ratio
         self.seed = seed
-        self.train_rows = np.flatnonzero(~groups.dev)
-        self.dev_rows = np.flatnonzero(groups.dev)
+        self.corpus = np.zeros(len(groups.query), dtype=np.int64) if corpus is None else corpus
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(_Batches(self.train_rows, self.batch_size, self.seed))
+        return self._loader(~self.groups.dev, self.seed)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(_Batches(self.dev_rows, self.batch_size, None))
+        return self._loader(self.groups.dev, None)
 
-    def _loader(self, batches: "_Batches") -> DataLoader:
+    def _loader(self, chosen: np.ndarray, seed: int | None) -> DataLoader:
+        parts = [np.flatnonzero(chosen & (self.corpus == number)) for number in np.unique(self.corpus)]
+        batches = _Batches(parts, self.batch_size, seed)
         # The "dataset" is the batches' rows themselves; collating them is one vectorised call.
         together = partial(collate, self.groups, false_negative_ratio=self.false_negative_ratio)
         return DataLoader(_Rows(), sampler=batches, batch_size=None, collate_fn=together)
@@ -50,8 +60,8 @@ class _Rows(Dataset):
 class _Batches(Sampler):
     """The rows of each batch; Lightning calls ``set_epoch`` before each epoch."""
 
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int | None) -> None:
-        self.rows = rows
+    def __init__(self, parts: list[np.ndarray], batch_size: int, seed: int | None) -> None:
+        self.parts = parts  # rows that may share a batch
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
@@ -60,10 +70,15 @@ class _Batches(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return sum(-(-len(part) // self.batch_size) for part in self.parts)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        rows = self.rows
-        if self.seed is not None:
-            rows = np.random.default_rng([self.seed, self.epoch]).permutation(rows)
-        yield from np.array_split(rows, np.arange(self.batch_size, len(rows), self.batch_size))
+        rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
+        batches = []
+        for part in self.parts:
+            rows = part if rng is None else rng.permutation(part)
+            if len(rows):
+                batches += np.array_split(rows, np.arange(self.batch_size, len(rows), self.batch_size))
+        if rng is not None and len(self.parts) > 1:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        yield from batches

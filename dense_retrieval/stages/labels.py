@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 
 from dense_retrieval.candidates import bm25, filters, fusion
 from dense_retrieval.groups import build
-from dense_retrieval.hub import model_folder
-from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, Groups
 from dense_retrieval.search.index import search
-from dense_retrieval.stage import fingerprint
 from dense_retrieval.stages.queries import counts_of, plain
-from dense_retrieval.stages.texts import TextStages
-from dense_retrieval.teacher.score import Teacher, score_candidates
+from dense_retrieval.stages.teachers import TeacherStages
 
 
-class LabelStages(TextStages):
-    """Candidates, teacher scores, groups."""
+class LabelStages(TeacherStages):
+    """Candidates, their scores, groups."""
 
     @cached_property
     def candidates_folder(self) -> Path:
@@ -61,58 +56,50 @@ class LabelStages(TextStages):
         return bm25.search(self.corpus.passages["text"], queries, k, library=r.library, k1=r.k1, b=r.b)
 
     @cached_property
-    def teacher(self) -> Teacher:
-        return instantiate(self.config.teacher).to(self.device)
-
-    @cached_property
-    def teacher_inputs(self) -> dict[str, Path]:
-        teacher = self.config.teacher
-        folders = {"teacher": model_folder(teacher.path, teacher.revision)}
-        return folders | ({"adapter": Path(teacher.adapter)} if teacher.adapter else {})
-
-    @cached_property
     def scores_folder(self) -> Path:
         """The teacher's scores of the candidates."""
         inputs = {"candidates": self.candidates_folder} | self.teacher_inputs
 
+        settings = self.teacher_settings
+        if self.config.groups.scored_before is not None:
+            settings |= plain(self.config.groups, only=["scored_before"])
+
         def build_scores(folder: Path) -> dict[str, int]:
             candidates = CandidateList.load(self.candidates_folder / "candidates.npz")
-            scored = self._score(candidates, self.queries["text"], "teacher scores")
+            candidates.passages[self.scored_later] = -1
+            texts, types = self.queries["text"], self.queries["querytype"]
+            scored = self.score(candidates, "training", texts, types, "teacher scores")
             scored.save(folder / "scores.npz")
             return {"pairs": int((candidates.passages >= 0).sum())}
 
-        return self.store.stage("scores", self._teacher_settings, inputs, build_scores)
+        return self.store.stage("scores", settings, inputs, build_scores)
 
-    @property
-    def _teacher_settings(self) -> dict[str, Any]:
-        return {"max_length": self.config.teacher.max_length, "bf16": self.bf16}
+    @cached_property
+    def scored_later(self) -> np.ndarray:
+        """``(Q,)`` bool: training queries that the teacher scores while they are trained on.
 
-    def _score(self, candidates: CandidateList, queries: Sequence[str], label: str) -> CandidateList:
-        made_by = self._teacher_settings | {n: fingerprint(p) for n, p in self.teacher_inputs.items()}
-        with Memo(memo_path(self.store.root, "scores", made_by)) as memo:
-            return score_candidates(
-                self.teacher,
-                candidates,
-                queries,
-                self.corpus.passages["text"],
-                memo,
-                max_tokens=self.max_tokens,
-                bf16=self.bf16,
-                label=label,
-            )
+        Those that come first, in their random order, are scored before: labels and temperatures are
+        scaled by them.
+        """
+        before = self.config.groups.scored_before
+        return np.arange(len(self.queries)) >= (len(self.queries) if before is None else before)
 
     @cached_property
     def groups_folder(self) -> Path:
         """Training groups, and the normalised scores of all lists."""
-        settings = plain(self.config.groups, "source_top_k") | {"seed": self.config.seed}
+        settings = plain(self.config.groups, "source_top_k", "scored_before") | {"seed": self.config.seed}
 
         def build_groups(folder: Path) -> dict[str, Any]:
+            scored = CandidateList.load(self.scores_folder / "scores.npz")
+            candidates = CandidateList.load(self.candidates_folder / "candidates.npz")
             built = build.build(
-                CandidateList.load(self.scores_folder / "scores.npz"),
+                CandidateList(candidates.passages, scored.scores),
                 np.array(self.queries["source"]),
                 self.queries["querytype"],
                 **settings,
+                later=self.scored_later,
             )
+            np.save(folder / "scale.npy", built.scale)
             built.groups.save(folder / "groups.npz")
             np.save(folder / "normalised.npy", built.normalised)
             return built.yields

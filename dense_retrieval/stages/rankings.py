@@ -19,6 +19,11 @@ RANKING_DEPTH = 101  # 100 are measured; one more, for where a query finds itsel
 class Stages(TrainingStages):
     """The whole chain, up to the rankings of the test queries."""
 
+    @property
+    def members(self) -> dict[str, "Stages"]:
+        """The corpora that are tested on: of one corpus it alone, without a name."""
+        return {"": self}
+
     def test_queries(self, of: str) -> tuple[Dataset, Qrels]:
         """The human queries of the split, or the synthetic ones of "heldout" passages: each finds its own."""
         if of != "heldout":
@@ -77,7 +82,7 @@ class Stages(TrainingStages):
         Empty for the test queries outside :attr:`teacher_queries`.
         """
         k = self.config.evaluation.headroom_k
-        settings = self._teacher_settings | {"k": k, "queries": self.teacher_queries.tolist()}
+        settings = self.teacher_settings | {"k": k, "queries": self.teacher_queries.tolist()}
         settings["of"] = self.split
         inputs = {"corpus": self.corpus_folder, "passages": self.tokens_folder("passages")}
         inputs |= {"student": self.student_folder} | self.teacher_inputs
@@ -87,8 +92,9 @@ class Stages(TrainingStages):
             others = np.setdiff1d(np.arange(len(found.passages)), self.teacher_queries)
             found.passages[others] = -1
             top = CandidateList(found.passages[:, :k], found.scores[:, :k])
-            texts = self.corpus.queries[self.split]["text"]
-            ranked = self._score(top, texts, "teacher reranking").ranked()
+            queries = self.corpus.queries[self.split]
+            texts, types = queries["text"], ["human"] * len(queries)
+            ranked = self.score(top, self.split, texts, types, "teacher reranking").ranked()
             least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
             # What it did not see stands below what it did, in the student's order.
             below = np.where(found.passages >= 0, least - 1 - np.arange(found.passages.shape[1]), -np.inf)

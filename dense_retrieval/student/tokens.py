@@ -60,3 +60,13 @@ def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, fold
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     np.savez(folder / "index.npz", offsets=offsets, pad_id=tokenizer.pad_token_id)
     return {"texts": len(texts), "tokens": int(offsets[-1])}
+
+
+def concatenate(parts: Sequence[Tokens], folder: Path) -> None:
+    """Write the tokens of several tables, one after the other, into ``folder``."""
+    starts = np.cumsum([0] + [part.offsets[-1] for part in parts[:-1]])
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
+    with (folder / "ids.bin").open("wb") as stream:
+        for part in parts:
+            part.ids.tofile(stream)
+    np.savez(folder / "index.npz", offsets=np.concatenate([[0], *offsets]), pad_id=parts[0].pad_id)

@@ -1,7 +1,7 @@
 """Teacher scores of candidate lists."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -28,7 +28,7 @@ class Teacher(Protocol):
 
 
 def score_candidates(
-    teacher: Teacher,
+    load_teacher: Callable[[], Teacher],
     candidates: CandidateList,
     queries: Sequence[str],
     passages: Sequence[str],
@@ -44,6 +44,7 @@ def score_candidates(
     length, all queries' together, so that little is padding, and put into the memo as they come.
 
     Args:
+        load_teacher: called if there is a pair to score.
         candidates: ``(Q, K)``, -1 = padding, which is not scored.
         queries: Q texts.
         passages: texts that the candidates are rows of.
@@ -66,6 +67,9 @@ def score_candidates(
     missing = missing[np.argsort(-length[missing], kind="stable")]
     if len(missing) < len(keys):
         log.info("%s: %d of %d pairs are there", label, len(keys) - len(missing), len(keys))
+    if not len(missing):
+        return _filled(candidates, query, position, [known[k] for k in keys])
+    teacher = load_teacher()
     device = next(teacher.parameters()).device.type
     autocast = torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
     with Progress(transient=True) as progress, autocast:
@@ -79,8 +83,14 @@ def score_candidates(
             memo.put(new.items())
             known |= new
             progress.advance(bar, len(part))
+    return _filled(candidates, query, position, [known[k] for k in keys])
+
+
+def _filled(
+    candidates: CandidateList, query: np.ndarray, position: np.ndarray, values: list[float]
+) -> CandidateList:
     scores = np.full(candidates.passages.shape, -np.inf, dtype=np.float32)
-    scores[query, position] = [known[k] for k in keys]
+    scores[query, position] = values
     return CandidateList(candidates.passages, scores)
 
 

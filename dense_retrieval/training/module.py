@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from dense_retrieval.groups.batch import Batch
+from dense_retrieval.groups.batch import Batch, with_scores
 from dense_retrieval.losses.combined import DistillationLoss
 from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
+from dense_retrieval.teacher.ensemble import unit_scale
+from dense_retrieval.teacher.score import Teacher
 from dense_retrieval.training.gradient_cache import Terms, backward, embed
 
 
@@ -31,10 +34,42 @@ class BatchTexts:
         return {k: v.to(self.device) for k, v in self.pad([self.sequences[r] for r in rows]).items()}
 
 
+class ScoredLater:
+    """Scores the groups of a batch that carry none.
+
+    Args:
+        teacher: frozen.
+        queries, passages: texts by row.
+        scale: ``(n, 2)`` offset and width of the raw scores, by query row.
+    """
+
+    def __init__(
+        self, teacher: Teacher, queries: Sequence[str], passages: Sequence[str], scale: np.ndarray
+    ) -> None:
+        self.teacher = teacher
+        self.queries = queries
+        self.passages = passages
+        self.scale = scale
+
+    def scores(self, batch: Batch, max_tokens: int) -> np.ndarray:
+        """``(B, K)`` float32 in 0..1, -inf = padding."""
+        scores = batch.teacher.cpu().numpy().copy()
+        group, position = np.nonzero(np.isnan(scores))
+        queries = batch.queries.cpu().numpy()[group]
+        passages = batch.passages[batch.slots[group, position]].cpu().numpy()
+        texts = [self.queries[int(q)] for q in queries], [self.passages[int(p)] for p in passages]
+        raw = self.teacher.score(*texts, max_tokens=max_tokens)
+        if not np.isfinite(raw).all():
+            raise InputError("the teacher gave a score that is no finite number; use precision=32-true")
+        scores[group, position] = unit_scale(raw, *self.scale[queries].T)
+        return scores
+
+
 class DistillationModule(LightningModule):
     """Trains a student on groups of passages with the scores of a frozen cross-encoder teacher.
 
-    The teacher ran before: its scores come with the groups, so that it needs no memory here.
+    The teacher ran before: its scores come with the groups, so that it needs no memory here. Groups
+    that carry none (NaN) are scored by ``scored_later`` as they pass.
 
     Args:
         query_tokens, passage_tokens: token ids of all training queries and of the corpus.
@@ -62,6 +97,7 @@ class DistillationModule(LightningModule):
         clip: float = 1.0,
         chunk_tokens: int = 4096,
         graph_tokens: int = 4096,
+        scored_later: ScoredLater | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -79,6 +115,8 @@ class DistillationModule(LightningModule):
         self.clip = clip
         self.chunk_tokens = chunk_tokens
         self.graph_tokens = graph_tokens
+        # In a list: no submodule, so in no checkpoint, and never trained.
+        self._scored_later = [scored_later]
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(
@@ -97,6 +135,7 @@ class DistillationModule(LightningModule):
         return batch.to(device)
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
+        batch = self._scored(batch)
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
@@ -127,7 +166,7 @@ class DistillationModule(LightningModule):
         totals: dict[str, float] = {}
         n = 0
         for batch in batches:
-            batch = batch.to(self.device)
+            batch = self._scored(batch.to(self.device))
             with self.trainer.precision_plugin.forward_context():
                 embeddings = embed(self.student, self._texts(batch), self.chunk_tokens)
             for name, term in self._terms(self.dev_loss, embeddings, batch).items():
@@ -135,6 +174,12 @@ class DistillationModule(LightningModule):
             n += len(batch.queries)
         self.student.train()
         return {name: total / n for name, total in totals.items()}
+
+    def _scored(self, batch: Batch) -> Batch:
+        later = self._scored_later[0]
+        if later is None or not batch.teacher.isnan().any():
+            return batch
+        return with_scores(batch, later.scores(batch, self.chunk_tokens), self.loss.false_negative_ratio)
 
     def _texts(self, batch: Batch) -> BatchTexts:
         return BatchTexts(batch, self.query_tokens, self.passage_tokens, self.device)

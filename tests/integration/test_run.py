@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,54 @@ def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
     assert not {"corpus", "bm25"} & set(built)
 
 
+def test_an_ensemble_of_teachers_bm25_and_the_student(finished, command, cross_encoder_folder):
+    """The pairs that the single teacher scored are not scored again; the mean is of normalised scores."""
+    without = [c for c in command if not c.startswith("teacher")]
+    member = f"'teacher=custom teacher.path={cross_encoder_folder} teacher.max_length=48'"
+    members = ["teacher=ensemble", f"teacher.members=[{member}, bm25, student]", "teacher.weights=[2,1,1]"]
+    log = run(finished, *without, *members, "hydra.run.dir=runs/ensemble").stdout
+    facts, alone = (
+        json.loads((finished / f"runs/{name}/metrics.json").read_text()) for name in ("ensemble", "first")
+    )
+    pairs = sum(steps["retriever filter"] for steps in alone["yields"].values()) * 4
+    assert re.search(rf"teacher scores: {pairs} of {pairs} pairs are there", log)
+    assert facts["systems"]["untuned student"] == alone["systems"]["untuned student"]
+    scores = [
+        np.load(finished / facts_["artifacts"]["scores"] / "scores.npz")["scores"]
+        for facts_ in (facts, alone)
+    ]
+    there = np.isfinite(scores[0])
+    assert scores[0][there].min() >= 0 and scores[0][there].max() <= 1
+    assert (there == np.isfinite(scores[1])).all() and not np.allclose(scores[0][there], scores[1][there])
+
+
+def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(finished, command, corpus, tmp_path):
+    """Each corpus has the numbers of its own run before training; both have the same tuned student."""
+    smaller = tmp_path / "smaller"
+    shutil.copytree(corpus, smaller)
+    lines = (smaller / "corpus.jsonl").read_text().splitlines()
+    (smaller / "corpus.jsonl").write_text("\n".join(lines[:30]))
+    synthetic = [json.loads(line) for line in (smaller / "synthetic.jsonl").read_text().splitlines()]
+    kept = [json.dumps(q) for q in synthetic if int(q["passage_id"][1:]) < 30]
+    (smaller / "synthetic.jsonl").write_text("\n".join(kept))
+    shared = [c for c in command if not c.startswith(("data", "generator"))]
+    members = ", ".join(
+        f"'data=beir data.path={f} data.heldout=4 generator.path={f}/synthetic.jsonl'"
+        for f in (corpus, smaller)
+    )
+    run(finished, *shared, "data=mixture", f"data.members=[{members}]", "hydra.run.dir=runs/mixture")
+    folders = [finished / "runs/mixture" / name for name in ("0-beir", "1-beir")]
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    alone = json.loads((finished / "runs/first/metrics.json").read_text())
+    for system in ("BM25", "untuned student"):
+        assert first["systems"][system] == alone["systems"][system]
+    assert first["systems"]["tuned student"] != alone["systems"]["tuned student"]
+    assert first["training"] == second["training"] and first["yields"] == alone["yields"]
+    batches = [-(-facts["yields"]["claim"]["train"] // 8) for facts in (first, second)]
+    assert first["training"]["steps"] == first["training"]["epochs"] * sum(batches)
+    assert (finished / "runs/mixture/model/model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -225,13 +274,14 @@ def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
         (["groups.list_size=41"], "groups.list_size"),
         (["loss.student_temperature=-1"], "loss.student_temperature"),
         (["data=fiqa", "data.zip=false"], "data.zip=true"),
+        (["data=mixture", "data.members=['data=fiqa']"], "two corpora at least"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_clear_line(finished, command, overrides, message):
     replaced = {o.split("=")[0] for o in overrides}
-    if "data=fiqa" in overrides:
-        replaced |= {"data.path"}
+    if "data" in replaced:
+        replaced |= {"data.path", "data.heldout"}
     kept = [c for c in command if c.split("=")[0] not in replaced]
     process = run(finished, *kept, *overrides, "hydra.run.dir=runs/bad", check=False)
     assert process.returncode == 1

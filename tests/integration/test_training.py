@@ -1,5 +1,7 @@
 """Training: resumption, the checkpoint rule, the schedule, two processes; against plain PyTorch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens, tokenize
 from dense_retrieval.training import fit as fitting
 from dense_retrieval.training.fit import DevSelection, fit
-from dense_retrieval.training.module import DistillationModule
+from dense_retrieval.training.module import DistillationModule, ScoredLater
 
 LOSS = DistillationLoss(1.0, 0.1, 0.1, 0.2, 0.1)
 
@@ -76,6 +78,44 @@ def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path,
     assert [len(list((tmp_path / n).glob("curves/*/metrics.csv"))) for n in ("whole", "broken")] == [1, 2]
     best = min(epoch["loss"] for epoch in summary["dev"])  # measured without dropout
     assert whole.dev_terms(whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)
+
+
+class Remembers(torch.nn.Module):
+    """A teacher that knows the raw score of each pair of texts."""
+
+    def __init__(self, raw: dict[tuple[str, str], float]) -> None:
+        super().__init__()
+        self.raw, self.asked = raw, 0
+
+    def score(self, queries, passages, max_tokens):
+        self.asked += len(queries)
+        return np.array([self.raw[pair] for pair in zip(queries, passages, strict=True)], dtype=np.float32)
+
+
+def test_scoring_while_training_gives_the_weights_of_scoring_before(data, encoder_folder, tmp_path):
+    """Half of the groups carry no scores; the teacher's raw ones are 3 + 2 times the labels."""
+    groups, queries, passages = data
+    raw = {
+        (f"q{q}", f"p{p}"): 3 + 2 * float(t)
+        for q, row, scores in zip(groups.query, groups.passages, groups.teacher, strict=True)
+        for p, t in zip(row, scores, strict=True)
+    }
+    teacher = Remembers(raw)
+    texts = [f"q{i}" for i in range(24)], [f"p{i}" for i in range(30)]
+    unscored = groups.teacher.copy()
+    unscored[::2] = np.nan
+    without = replace(groups, teacher=unscored)
+    results = []
+    for name, of in {"before": groups, "later": without}.items():
+        (tmp_path / name).mkdir()
+        module, module_data = parts((of, queries, passages), encoder_folder)
+        module._scored_later = [ScoredLater(teacher, *texts, np.tile([3.0, 2.0], (24, 1)))]
+        summary = fit(module, module_data, tmp_path / name, max_epochs=3, patience=9, accelerator="cpu")
+        results.append((weights(module), summary["dev"]))
+        assert "teacher" not in " ".join(module.state_dict())
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-5)
+    assert results[0][1][-1] == pytest.approx(results[1][1][-1], rel=1e-5)
+    assert teacher.asked == 4 * (10 * 3 + 2 * 4)  # training groups each epoch, dev groups before and after
 
 
 def test_a_run_that_had_stopped_early_trains_no_more(data, encoder_folder, tmp_path):
@@ -202,3 +242,21 @@ def test_batches_do_not_depend_on_who_asks(data):
     assert orders[0] != orders[1]
     seen = torch.cat([batch.queries for batch in one.train_dataloader()])
     assert sorted(seen.tolist()) == list(range(20))
+
+
+def test_a_batch_is_of_one_corpus(data):
+    groups = data[0]
+    corpus = np.arange(len(groups.query)) % 3
+    module = GroupsDataModule(groups, 4, 0.6, 1, corpus)
+    loader = module.train_dataloader()
+    of_query = dict(zip(groups.query.tolist(), corpus.tolist(), strict=True))
+    orders = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches = [batch.queries.tolist() for batch in loader]
+        assert len(batches) == len(loader)
+        assert all(len({of_query[q] for q in batch}) == 1 for batch in batches)
+        assert sorted(q for batch in batches for q in batch) == sorted(groups.query[~groups.dev].tolist())
+        orders.append([of_query[batch[0]] for batch in batches])
+    assert set(orders[0]) == {0, 1, 2} and orders[0] != sorted(orders[0])
+    assert orders[0] != orders[1]

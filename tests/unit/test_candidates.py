@@ -176,3 +176,22 @@ def test_self_matches_go():
     found = lists([[0, 1, 2], [2, 0, 1], [1]], 3)
     left = filters.drop_self_matches(found, ["b", "query", "b"], ["a", "b", "c"])
     assert rows_of(left) == [[0, 2], [2, 0, 1], []]
+
+
+@pytest.mark.parametrize("library", ["bm25s", "rank_bm25"])
+def test_bm25_of_given_pairs_is_that_of_the_search(library):
+    passages = [
+        "kale is a cabbage",
+        "basalt is a dark rock",
+        "a fen is a wet land with kale",
+        "rock rock rock",
+    ]
+    queries = ["kale rock", "dark basalt rock", "zebra", "the"]
+    found = bm25.search(passages, queries, 4, library=library)
+    asked = CandidateList(np.array([[3, 0, 2], [1, -1, -1], [0, 1, -1], [2, 3, 0]]), np.zeros((4, 3)))
+    scored = bm25.score(passages, queries, asked, library=library)
+    for row, (rows, values) in enumerate(zip(asked.passages, scored.scores, strict=True)):
+        known = dict(zip(found.passages[row].tolist(), found.scores[row].tolist(), strict=True))
+        for passage, value in zip(rows.tolist(), values.tolist(), strict=True):
+            expected = -np.inf if passage < 0 else known.get(passage, 0.0)
+            assert value == pytest.approx(expected, rel=1e-6)

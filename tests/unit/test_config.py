@@ -25,9 +25,9 @@ def composed(*overrides: str):
 def test_every_choice_composes_by_one_override(group, choice):
     config = composed(f"{group}={choice}")
     free = {
-        "data": {"beir": ["path"]},
+        "data": {"beir": ["path"], "mixture": ["members"]},
         "student": {"custom": ["path", "pooling"]},
-        "teacher": {"custom": ["path"]},
+        "teacher": {"custom": ["path"], "ensemble": ["members"]},
         "generator": {"llama_cpp": ["path"]},
     }
     missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from dense_retrieval.groups.build import build, dev_side
 from dense_retrieval.losses.temperature import student_temperature, teacher_temperature
 from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.teacher.ensemble import unit_scale
 
 
 def scored(n: int = 60, k: int = 4, seed: int = 0):
@@ -47,6 +48,29 @@ def test_filters_and_labels_equal_a_naive_loop():
         steps = built.yields[name]
         assert (steps["teacher filter"], steps["labels"]) == (len(first), len(kept))
         assert steps["train"] + steps["dev"] == len(kept)
+
+
+def test_what_is_scored_later_keeps_its_source_first_and_the_scale_of_its_type():
+    lists, source, types = scored()
+    later = np.arange(60) >= 40
+    lists.scores[later] = -np.inf  # as the scores' stage leaves them
+    built = build(lists, source, types, list_size=4, later=later)
+    before = build(
+        CandidateList(lists.passages[:40], lists.scores[:40]), source[:40], types[:40], list_size=4
+    )
+    n = len(before.groups.query)
+    for name in ("query", "passages", "teacher", "source"):
+        np.testing.assert_array_equal(getattr(built.groups, name)[:n], getattr(before.groups, name))
+    assert built.groups.query[n:].tolist() == list(range(40, 60))
+    assert np.isnan(built.groups.teacher[n:]).all() and np.isnan(built.normalised[later]).all()
+    for group, query in zip(built.groups.passages[n:], range(40, 60), strict=True):
+        others = [p for p in lists.passages[query] if p != source[query]]
+        assert group.tolist() == [source[query], *others]
+    scales = {types[q]: tuple(s) for q, s in zip(before.groups.query, before.scale, strict=True)}
+    assert all(tuple(built.scale[g]) == scales[types[q]] for g, q in enumerate(built.groups.query))
+    raw = CandidateList(lists.passages, lists.scores).scores[built.groups.query[:n]]
+    relabelled = unit_scale(-np.sort(-raw, axis=1), built.scale[:n, :1], built.scale[:n, 1:])
+    np.testing.assert_allclose(relabelled, built.groups.teacher[:n], atol=1e-6)
 
 
 def test_short_and_empty_lists_are_dropped():

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_tokenizer
 from sentence_transformers import SentenceTransformer
 
 from dense_retrieval.config import package_file
@@ -12,7 +13,7 @@ from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
 from dense_retrieval.student.export import export
-from dense_retrieval.student.tokens import Tokens, tokenize
+from dense_retrieval.student.tokens import Tokens, concatenate, tokenize
 
 TEXTS = [
     "the cell is a star",
@@ -134,3 +135,18 @@ class TestBadInput:
     def test_too_long_for_the_model(self, encoder_folder):
         with pytest.raises(InputError, match="64 positions"):
             BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=128)
+
+
+def test_concatenated_tokens(tmp_path):
+    parts = []
+    for name, texts in {"a": ["the cell", "a star of gas"], "b": ["bird"]}.items():
+        (tmp_path / name).mkdir()
+        tokenize(texts, tiny_tokenizer(), 16, "", tmp_path / name)
+        parts.append(Tokens.load(tmp_path / name))
+    (tmp_path / "all").mkdir()
+    concatenate(parts, tmp_path / "all")
+    everything = Tokens.load(tmp_path / "all")
+    assert [row.tolist() for row in (everything[i] for i in range(3))] == [
+        row.tolist() for row in (parts[0][0], parts[0][1], parts[1][0])
+    ]
+    assert len(everything) == 3

@@ -38,7 +38,7 @@ def plain_scores(folder, query: str, passage: str, max_length: int = 32) -> floa
 def test_scores_equal_plain_transformers(cross_encoder_folder, tmp_path, max_tokens):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     with Memo(tmp_path / "memo") as memo:
-        scored = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo, max_tokens=max_tokens)
+        scored = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo, max_tokens=max_tokens)
     np.testing.assert_array_equal(scored.passages, CANDIDATES.passages)
     for q, row in enumerate(CANDIDATES.passages):
         for k, p in enumerate(row):
@@ -50,7 +50,7 @@ def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatc
     monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_AT_ONCE", 2)
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     with Memo(tmp_path / "whole") as memo:
-        whole = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        whole = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
     calls = []
     score = SequenceClassifier.score
 
@@ -62,11 +62,11 @@ def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatc
 
     monkeypatch.setattr(SequenceClassifier, "score", dies_at_second)
     with pytest.raises(KeyboardInterrupt), Memo(tmp_path / "broken") as memo:
-        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
     with Memo(tmp_path / "broken") as memo:
-        resumed = score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        resumed = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
         assert len(calls) == 3 + 1
-        again = score_candidates(teacher, CANDIDATES, QUERIES[::-1][::-1], PASSAGES, memo)
+        again = score_candidates(lambda: teacher, CANDIDATES, QUERIES[::-1][::-1], PASSAGES, memo)
     assert len(calls) == 3 + 1
     np.testing.assert_array_equal(again.scores, whole.scores)
     np.testing.assert_array_equal(resumed.scores, whole.scores)
@@ -76,7 +76,7 @@ def test_a_teacher_that_returns_nan(cross_encoder_folder, tmp_path):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     torch.nn.init.constant_(teacher.classifier.classifier.weight, float("nan"))
     with pytest.raises(InputError, match=r"6 of 6 pairs as nan.*query"), Memo(tmp_path / "memo") as memo:
-        score_candidates(teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
 
 
 def test_a_classifier_with_two_outputs(tmp_path):
