@@ -101,6 +101,50 @@ class LlamaCpp(LanguageModel):
 
 
 @dataclass
+class OpenAI(LanguageModel):
+    """A server that speaks OpenAI's chat completions."""
+
+    _target_: str = "dense_retrieval.queries.backends.openai.OpenAI"
+    url: str = MISSING  # of the API, such as http://localhost:8000/v1
+    model: str = MISSING  # as the server calls it
+    api_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; unset = no key
+    concurrency: int = 32  # requests in flight
+    retries: int = 5  # further tries of a request that the server could not serve for the moment
+    timeout_s: float = 120.0  # seconds without a byte from the server
+    max_total_tokens: int | None = None  # of prompts and answers that a run may spend; None = no limit
+    # fields of each request, such as {chat_template_kwargs: {enable_thinking: false}}; null leaves one out
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Transformers(LanguageModel):
+    """A causal model or an encoder-decoder, in this process."""
+
+    _target_: str = "dense_retrieval.queries.backends.transformers.Transformers"
+    path: str = MISSING  # folder or hub name
+    revision: str | None = None  # branch, tag or commit on the hub
+    context: int | None = None  # tokens of prompt and answer (encoder-decoder: prompt); None = the model's
+    max_tokens_a_batch: int = 16_384  # padded tokens, answers included; changes speed only
+    device: str = "auto"  # cpu, cuda, or auto: cuda where there is one
+    dtype: str = "auto"  # float32, bfloat16, float16, or auto: bfloat16 on cuda, else float32
+    trust_remote_code: bool = False
+
+
+@dataclass
+class VLLM(LanguageModel):
+    """A causal model on GPUs, in this process."""
+
+    _target_: str = "dense_retrieval.queries.backends.vllm.VLLM"
+    path: str = MISSING  # folder or hub name
+    revision: str | None = None  # branch, tag or commit on the hub
+    context: int = 4096  # tokens of prompt and answer; more take more memory
+    dtype: str = "auto"  # float32, bfloat16, float16, or auto: the checkpoint's
+    gpus: int = 1  # that share the model
+    gpu_memory: float = 0.9  # fraction of a GPU's memory
+    trust_remote_code: bool = False
+
+
+@dataclass
 class QueryType:
     """Which training queries: ``conf/querytype/``."""
 
@@ -342,7 +386,13 @@ _store.store(name="teacher_training_schema", node=TeacherTraining)
 _DATA = {"embedded": EmbeddedData, "folder": FolderData, "named": NamedData, "several": Mixture}
 for _name, _schema in _DATA.items():
     _store.store(group="data", name=_name, node=_schema)
-for _name, _schema in {"file": QueryFile, "llama_cpp_schema": LlamaCpp}.items():
+for _name, _schema in {
+    "file": QueryFile,
+    "llama_cpp_schema": LlamaCpp,
+    "openai_schema": OpenAI,
+    "transformers_schema": Transformers,
+    "vllm_schema": VLLM,
+}.items():
     _store.store(group="generator", name=_name, node=_schema)
 for _name, _schema in {
     "schema": SequenceClassifierTeacher,

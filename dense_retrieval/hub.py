@@ -29,8 +29,8 @@ def model_folder(name: str, revision: str | None = None) -> Path:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"model {name!r} is no local folder and could not be had from the Hugging Face hub "
-                f"({type(error).__name__}: {reason}); give a folder, or one of the packaged models: "
-                "student=all_minilm teacher=wikivital_minilm"
+                f"({type(error).__name__}: {reason}); give a folder, or what needs no hub: "
+                "student=all_minilm, teacher=wikivital_minilm, generator=files or querytype=human"
             ) from error
     if not list(folder.rglob("*.safetensors")):
         raise InputError(

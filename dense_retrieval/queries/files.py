@@ -20,9 +20,9 @@ def read(path: str | None, passages: Dataset) -> Dataset:
     """
     if path is None:
         raise InputError(
-            "this corpus comes without synthetic queries: give generator.path=FILE with lines "
-            '{"passage_id": ..., "querytype": ..., "text": ...}, or train on its human queries, '
-            "if it has some, with querytype=human"
+            "generator=files: this corpus comes without synthetic queries: give generator.path=FILE with lines "
+            '{"passage_id": ..., "querytype": ..., "text": ...}, let a language model write them, with '
+            "generator=transformers, or train on its human queries, if it has some, with querytype=human"
         )
     if not Path(path).is_file():
         raise InputError(f"generator.path={path}: there is no such file")

@@ -14,8 +14,8 @@ def from_train_split(corpus: Corpus) -> Dataset:
     """
     if "train" not in corpus.queries:
         raise InputError(
-            "this corpus has no human training queries (qrels/train.tsv); give synthetic ones with "
-            "querytype=mixed generator.path=FILE"
+            "this corpus has no human training queries (qrels/train.tsv); let a language model write some, with "
+            "querytype=mixed generator=transformers"
         )
     queries, qrels = corpus.queries["train"], corpus.qrels["train"]
     order = np.lexsort((qrels.passage, -qrels.relevance, qrels.query))

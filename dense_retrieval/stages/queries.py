@@ -35,7 +35,7 @@ def counts_of(stage: Path) -> dict[str, Any]:
 
 
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
-_HOW_IT_ANSWERS = ("_target_", "model", "temperature", "top_p", "max_tokens", "dtype")
+_HOW_IT_ANSWERS = ("_target_", "model", "temperature", "top_p", "max_tokens", "dtype", "extra_body")
 
 
 class QueryStages:

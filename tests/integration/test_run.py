@@ -54,6 +54,7 @@ def command(corpus, encoder_folder, cross_encoder_folder) -> list[str]:
         f"data.path={corpus}",
         "data.heldout=4",
         "querytype=claim",
+        "generator=files",
         f"generator.path={corpus}/synthetic.jsonl",
         "student=custom",
         f"student.path={encoder_folder}",
@@ -244,7 +245,7 @@ def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(finished, comm
     (smaller / "synthetic.jsonl").write_text("\n".join(kept))
     shared = [c for c in command if not c.startswith(("data", "generator"))]
     members = ", ".join(
-        f"'data=beir data.path={f} data.heldout=4 generator.path={f}/synthetic.jsonl'"
+        f"'data=beir data.path={f} data.heldout=4 generator=files generator.path={f}/synthetic.jsonl'"
         for f in (corpus, smaller)
     )
     run(finished, *shared, "data=mixture", f"data.members=[{members}]", "hydra.run.dir=runs/mixture")

@@ -28,7 +28,7 @@ def test_every_choice_composes_by_one_override(group, choice):
         "data": {"beir": ["path"], "mixture": ["members"]},
         "student": {"custom": ["path", "pooling"]},
         "teacher": {"custom": ["path"], "ensemble": ["members"]},
-        "generator": {"llama_cpp": ["path"]},
+        "generator": {"llama_cpp": ["path"], "openai": ["url", "model"], "vllm": ["path"]},
     }
     missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}
     assert missing == set(free.get(group, {}).get(choice, []))
@@ -56,7 +56,8 @@ def test_the_paper_keeps_its_constants():
 
 
 def test_the_command_line_wins_over_the_corpus():
-    assert composed("data=fiqa").querytype.types == ["human"]
+    assert composed("data=fiqa").generator.path == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert composed("data=fiqa", "generator=files").generator.path is None
     assert composed("data=fiqa", "querytype=claim").querytype.types == ["claim"]
     assert composed("data=fiqa").teacher.path == "cross-encoder/ms-marco-MiniLM-L-6-v2"
 

@@ -148,5 +148,5 @@ def test_the_source_of_a_human_query_is_its_most_relevant_passage():
     passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
     found = human.from_train_split(Corpus(passages, {"train": queries}, {"train": qrels}, np.array([])))
     assert (list(found["id"]), list(found["source"])) == (["a", "b"], [4, 6])
-    with pytest.raises(InputError, match="querytype=mixed generator.path"):
+    with pytest.raises(InputError, match="querytype=mixed generator=transformers"):
         human.from_train_split(Corpus(passages, {}, {}, np.array([])))

@@ -1,5 +1,6 @@
 """A GGUF file in this process, by llama.cpp."""
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -55,7 +56,7 @@ class LlamaCpp:
     @cached_property
     def _model(self) -> Any:
         try:
-            return self._library.Llama(
+            model = self._library.Llama(
                 self.path,
                 n_ctx=self.context,
                 n_threads=self.threads,
@@ -65,6 +66,8 @@ class LlamaCpp:
             )
         except (ValueError, RuntimeError) as error:
             raise InputError(f"generator.path={self.path}: llama.cpp cannot read it: {error}") from error
+        atexit.register(model.close)  # its own clean-up comes too late in a process that ends
+        return model
 
     @cached_property
     def _formatter(self) -> Any:

@@ -27,6 +27,7 @@ from dense_retrieval.records import InputError
 
 # of a checkpoint's generation config: the tokens that begin and end an answer, not how it samples
 _TOKENS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 class Transformers(Backend):
@@ -101,7 +102,7 @@ class Transformers(Backend):
     def _model(self) -> Any:
         try:
             config = AutoConfig.from_pretrained(self.files, trust_remote_code=self.trust_remote_code)
-            auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             model = auto.from_pretrained(
                 self.files, dtype=self.dtype, trust_remote_code=self.trust_remote_code, use_safetensors=True
             )
@@ -209,13 +210,14 @@ class GumbelNoise(LogitsProcessor):
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """Raises InputError where the folder has no (usable) tokenizer."""
+    # transformers makes an empty one for some models
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise InputError(f"generator.path: {folder} has no tokenizer; save it beside the weights")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"generator.path: the tokenizer of {folder} cannot be loaded: {reason}; save it beside the weights"
-        ) from error
+        raise InputError(f"generator.path: the tokenizer of {folder} cannot be loaded: {reason}") from error
 
 
 def prompt_ids(tokenizer: Any, text: str, chat: bool = True) -> list[int]:

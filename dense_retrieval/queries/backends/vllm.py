@@ -15,6 +15,7 @@ class VLLM(Backend):
     """Runs some hundred requests at a time; the prefix that requests share is computed once.
 
     Prompts are made as :class:`~dense_retrieval.queries.backends.transformers.Transformers` makes them.
+    Answers depend on their batch by rounding, unless VLLM_BATCH_INVARIANT=1 is in the environment.
 
     Args:
         path: folder or hub name of a causal model.
