@@ -105,6 +105,7 @@ class OpenAI(LanguageModel):
     """A server that speaks OpenAI's chat completions."""
 
     _target_: str = "dense_retrieval.queries.backends.openai.OpenAI"
+    _convert_: str = "all"  # extra_body becomes plain dicts, which JSON can hold
     url: str = MISSING  # of the API, such as http://localhost:8000/v1
     model: str = MISSING  # as the server calls it
     api_key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; unset = no key
@@ -113,7 +114,7 @@ class OpenAI(LanguageModel):
     timeout_s: float = 120.0  # seconds without a byte from the server
     max_total_tokens: int | None = None  # of prompts and answers that a run may spend; None = no limit
     # fields of each request, such as {chat_template_kwargs: {enable_thinking: false}}; null leaves one out
-    extra_body: dict[str, Any] = field(default_factory=dict)
+    extra_body: Any = None
 
 
 @dataclass

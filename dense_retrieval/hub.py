@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from dense_retrieval.records import InputError
 
 # Weights come as safetensors only: a pickle can run code when it is opened.
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.md"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py", "*.md", "*.jinja"]
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:

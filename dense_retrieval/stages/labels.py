@@ -25,6 +25,7 @@ class LabelStages(TeacherStages):
             self.config.groups, only=["source_top_k", "list_size"]
         )
         inputs = {"corpus": self.corpus_folder, "queries": self.queries_folder}
+        inputs["duplicates"] = self.duplicates_folder
         if self.config.retriever.dense:
             inputs |= {"passage_tokens": self.tokens_folder("passages"), "student": self.student_folder}
             inputs |= {"query_tokens": self.tokens_folder("training")}
@@ -45,7 +46,7 @@ class LabelStages(TeacherStages):
             embeddings = self.embeddings("training", tuned=False), self.embeddings("passages", tuned=False)
             lists.append(search(*embeddings, retriever.k, device=self.device))
         found = fusion.reciprocal_rank(lists, retriever.fusion_k) if len(lists) > 1 else lists[0]
-        found = filters.drop_passages(found, self.corpus.heldout)
+        found = filters.drop_passages(found, self.untrained)
         source = np.array(self.queries["source"])
         near = filters.keep_source_within(found, source, groups.source_top_k)
         found = filters.cut(found, source, groups.list_size)

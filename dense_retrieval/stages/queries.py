@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dense_retrieval.config import Config, LanguageModel
+from dense_retrieval.corpus import dedup
 from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.queries import clean, draw, human
 from dense_retrieval.queries.generate import generate, requests
@@ -74,6 +75,22 @@ class QueryStages:
         return Corpus.load(self.corpus_folder)
 
     @cached_property
+    def duplicates_folder(self) -> Path:
+        """The passages that say no more than another one: none is trained on."""
+
+        def build_duplicates(folder: Path) -> dict[str, int]:
+            rows = dedup.duplicates(self.corpus.passages)
+            np.save(folder / "rows.npy", rows)
+            return {"passages": len(rows)}
+
+        return self.store.stage("duplicates", {}, {"corpus": self.corpus_folder}, build_duplicates)
+
+    @cached_property
+    def untrained(self) -> np.ndarray:
+        """Passage rows that are neither a query's source nor a candidate: held out, or duplicates."""
+        return np.union1d(self.corpus.heldout, np.load(self.duplicates_folder / "rows.npy"))
+
+    @cached_property
     def split(self) -> str:
         """Of the human queries that are tested on.
 
@@ -98,6 +115,7 @@ class QueryStages:
         inputs, settings = {"corpus": self.corpus_folder}, {}
         if self._by_language_model:
             settings = plain(self.config.generator, only=_WHAT_IS_ASKED + _HOW_IT_ANSWERS)
+            inputs["duplicates"] = self.duplicates_folder
             settings |= {"of": of, "prompts": [asdict(prompt) for prompt in self._prompts(of)]}
             inputs |= self._model
         else:
@@ -133,7 +151,7 @@ class QueryStages:
         generator, texts = self.config.generator, self.corpus.passages["text"]
         rows, prompts = self.corpus.heldout, self._prompts(of)
         if of == "train":
-            rows = draw.passages(texts, self.corpus.heldout, generator.passages, generator.seed)
+            rows = draw.passages(texts, self.untrained, generator.passages, generator.seed)
         passages = [texts[int(row)][: generator.passage_characters] for row in rows]
         made_by = plain(generator, only=_HOW_IT_ANSWERS)
         made_by |= {name: fingerprint(path) for name, path in self._model.items()}
@@ -165,10 +183,10 @@ class QueryStages:
 
     @cached_property
     def queries_folder(self) -> Path:
-        """The training queries: drawn by type, none from a held-out passage."""
+        """The training queries: drawn by type, none from a held-out passage or a duplicate."""
         total, seed = self.config.querytype.total, self.config.seed
         types = [type_name(t) for t in self.config.querytype.types]
-        inputs = {"corpus": self.corpus_folder}
+        inputs = {"corpus": self.corpus_folder, "duplicates": self.duplicates_folder}
         if types != ["human"]:
             inputs["synthetic"] = self.cleaned_folder()
 
@@ -177,7 +195,7 @@ class QueryStages:
             if "synthetic" in inputs:
                 parts.append(read_table(inputs["synthetic"] / "queries.parquet"))
             found = concatenate_datasets(parts)
-            usable = found.select(np.flatnonzero(~np.isin(found["source"], self.corpus.heldout)))
+            usable = found.select(np.flatnonzero(~np.isin(found["source"], self.untrained)))
             table = draw.draw(usable, types, total, seed)
             write_table(table, folder / "queries.parquet")
             return {"usable": len(usable), "drawn": len(table)}

@@ -148,6 +148,11 @@ OUTAGES = {
 }
 
 
+def patience(outage: str) -> float:
+    """Seconds; long where nothing waits for them, so that a busy machine fails no test."""
+    return 0.5 if outage == "silent" else 20.0
+
+
 def test_answers_counts_and_what_is_sent(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     extra = {"top_p": None, "chat_template_kwargs": {"enable_thinking": False}}
@@ -183,7 +188,7 @@ def test_many_requests_are_in_flight(server):
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_what_passes_is_tried_again(server, outage):
     server.behave = lambda h, body, number: number <= 2 and OUTAGES[outage](server, h, body)
-    found = dict(client(server, timeout_s=0.3).complete(asked(3)))
+    found = dict(client(server, timeout_s=patience(outage)).complete(asked(3)))
     assert sorted(found) == [0, 1, 2]
     assert set(server.tries.values()) == {3}
 
@@ -192,7 +197,7 @@ def test_what_passes_is_tried_again(server, outage):
 def test_what_does_not_pass_ends_with_one_line_and_all_that_is_finished(server, tmp_path, outage):
     """The queries before the outage are kept, and a second run asks for the others only."""
     server.behave = lambda h, body, _: body["seed"] >= 5 and OUTAGES[outage](server, h, body)
-    settings = {"timeout_s": 0.2, "retries": 1, "concurrency": 2}
+    settings = {"timeout_s": patience(outage), "retries": 1, "concurrency": 2}
     with Memo(tmp_path / "m.sqlite") as memo:
         with pytest.raises(InputError, match=r"gave up after 2 tries.*5 queries are finished") as error:
             generate(client(server, **settings), memo, asked(8))
@@ -258,13 +263,12 @@ def test_a_prompt_that_is_too_long_is_that_request_s_alone(server, said):
 
 
 def test_the_cap_is_kept_and_all_that_was_paid_for_too(server, tmp_path):
-    """15 tokens a query, at most 53 estimated: the sixth and the seventh still fit 130."""
+    """15 tokens a query, estimated and counted: 8 of them fit 130."""
     with Memo(tmp_path / "m.sqlite") as memo:
-        backend = client(server, concurrency=3, max_total_tokens=130)
-        with pytest.raises(InputError, match=r"generator.max_total_tokens=130.*queries are finished"):
+        backend = client(server, concurrency=3, max_total_tokens=130, max_tokens=12)
+        with pytest.raises(InputError, match=r"generator.max_total_tokens=130.*8 queries are finished"):
             generate(backend, memo, asked(20))
-        paid = sum(server.tries.values())
-        assert paid >= 1 and paid * 15 <= 130 and backend._spent == paid * 15
+        assert sum(server.tries.values()) == 8
         found = generate(client(server), memo, asked(20))
     assert len(found) == 20 and sum(server.tries.values()) == 20
 
@@ -447,7 +451,8 @@ def test_sampling_follows_the_softmax(causal_folder, temperature, top_p):
     for token, probability in zip(
         order.tolist(), (probabilities / probabilities.sum()).tolist(), strict=True
     ):
-        expected[tokenizer.decode([token], skip_special_tokens=True)] += n * probability
+        text = "" if token == 23 else tokenizer.decode([token], skip_special_tokens=True)  # 23 ends an answer
+        expected[text] += n * probability
     model = Transformers(str(causal_folder), temperature=temperature, top_p=top_p, max_tokens=1, device="cpu")
     observed = Counter(c.text for _, c in model.complete([Request("a star", 0, seed) for seed in range(n)]))
     kept = [text for text, count in expected.items() if count > 0]
