@@ -21,6 +21,10 @@ _HERE = Path(__file__).resolve().parent
 CONF = str(next(p for p in (_HERE / "conf", _HERE.parent / "conf") if p.is_dir()))
 
 
+def _paper_types() -> list[str]:
+    return ["claim", "keyword", "question", "title", "msmarco", "web"]
+
+
 @dataclass
 class Data:
     """A corpus: ``conf/data/``."""
@@ -30,6 +34,7 @@ class Data:
     passage_characters: int | None = None  # longer passages are cut; None = never
     drop_self_matches: bool = False  # no query finds the passage that has its id (ArguAna)
     queries: str | None = None  # file of synthetic queries that come with the corpus
+    mixed: list[str] = field(default_factory=_paper_types)  # the query types of querytype=mixed
 
 
 @dataclass
@@ -68,6 +73,7 @@ class Mixture:
 
     members: list[str] = MISSING  # the overrides of each corpus, such as "data=fiqa querytype=mixed"
     queries: str | None = None  # each member has its own
+    mixed: list[str] = field(default_factory=list)  # likewise
 
 
 @dataclass

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 from datasets import Dataset, Features, Value
 
 
@@ -39,6 +40,9 @@ def write_table(table: Dataset, path: Path) -> None:
 
 def read_table(path: Path) -> Dataset:
     """Memory-mapped Arrow table of a Parquet file; converted once, beside it."""
+    if not parquet.read_metadata(path).num_rows:  # datasets refuses it
+        features = Features.from_arrow_schema(parquet.read_schema(path))
+        return Dataset.from_dict({name: [] for name in features}, features)
     return Dataset.from_parquet(str(path), cache_dir=str(path.parent / ".arrow"))
 
 

@@ -33,20 +33,27 @@ _ASKS = re.compile(
 _MARKUP = re.compile(r"```|</?\w+>|^\s*[{\[]|[}\]]\s*$|https?://")
 _QUOTES = "\"'`“”‘’*"
 
+_IT_IS = re.compile(r"^it(?:'s| is) (?:(?:an?|the) )?", re.IGNORECASE)  # as the description's prompt asks
+
 MAX_WORDS = 19  # the paper: under 20
+MIN_WORDS = {"claim": 4, "question": 3, "description": 3}  # others: 1
 MAX_PHRASES = 5  # of a keyword query
 _COPIED_WORDS = 12  # a run of this many words of the passage is a copy
 
 DROPPED = Features(QUERIES | {"reason": Value("string")})
 
 
-def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
+def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str | None, str]:
     """One line without quotes, bullets and chatter.
+
+    Args:
+        title: of the passage; "" if it has none.
 
     Returns:
         The query and "", or None and why it was dropped: ``empty``, ``refusal``, ``not
-        self-contained`` (it speaks of "the passage"), ``too long``, ``wrong form`` (code or markup, a
-        claim that asks, a question that does not), ``another script`` than the passage's, ``copied``.
+        self-contained`` (it speaks of "the passage"), ``too long``, ``too short``, ``wrong form`` (code
+        or markup, a claim that asks, a question that does not), ``another script`` than the passage's,
+        ``copied``, ``names its subject`` (a description that holds the title).
 
     >>> clean('Here is a question: "What is kale?"', "question", "Kale is a cabbage.")
     ('What is kale?', '')
@@ -61,6 +68,9 @@ def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
         query = shorter[:1].upper() + shorter[1:]
     if querytype == "keyword":
         query = _keywords(query)
+    if querytype == "description":
+        query = _IT_IS.sub("", query).rstrip(".")
+        query = query[:1].upper() + query[1:]
     words = query.split()
     for reason, holds in (
         ("empty", not words),
@@ -69,7 +79,9 @@ def clean(text: str, querytype: str, passage: str) -> tuple[str | None, str]:
         ("too long", querytype != "keyword" and len(words) > MAX_WORDS),
         ("wrong form", _wrong_form(query, querytype)),
         ("another script", _script(query) not in (None, _script(passage))),
+        ("too short", len(words) < MIN_WORDS.get(querytype, 1)),
         ("copied", _copies(words, passage)),
+        ("names its subject", querytype == "description" and _names(query, title)),
     ):
         if holds:
             return None, reason
@@ -84,9 +96,10 @@ def clean_table(raw: Dataset, passages: Dataset) -> tuple[Dataset, Dataset]:
     kept: dict[str, list] = {name: [] for name in QUERIES}
     dropped: dict[str, list] = {name: [] for name in DROPPED}
     sources = np.unique(raw["source"])
-    passage = dict(zip(sources.tolist(), passages.select(sources)["text"], strict=True))
+    chosen = passages.select(sources)
+    about = {row: (p["text"], p["title"]) for row, p in zip(sources.tolist(), chosen, strict=True)}
     for query in raw:
-        text, reason = clean(query["text"], query["querytype"], passage[query["source"]])
+        text, reason = clean(query["text"], query["querytype"], *about[query["source"]])
         if query["finish"] == "context":
             text, reason = None, "longer than the model's context"
         values = query | ({"reason": reason} if text is None else {"text": text})
@@ -122,6 +135,12 @@ def _wrong_form(query: str, querytype: str) -> bool:
         or (querytype in ("claim", "description") and asks)
         or (querytype == "question" and not asks and not _ASKS.match(query))
     )
+
+
+def _names(query: str, title: str) -> bool:
+    """The title occurs, what stands in brackets behind it aside: "fields" names "Field (physics)"."""
+    name = re.sub(r"\s*\(.*\)$", "", title).strip()
+    return bool(name) and bool(re.search(rf"\b{re.escape(name)}", query, re.IGNORECASE))
 
 
 def _script(text: str) -> str | None:

@@ -33,6 +33,11 @@ class MixtureStages(TrainingStages):
             raise InputError(
                 "data=mixture needs two corpora at least: \"data.members=['data=scifact', 'data=fiqa']\""
             )
+        if config.groups.scored_before is not None:
+            raise InputError(
+                f"groups.scored_before={config.groups.scored_before} and data=mixture do not go together: "
+                "leave one out"
+            )
         shared = [o for o in HydraConfig.get().overrides.task if not o.startswith(("data=", "data.members="))]
         self.members: dict[str, Stages] = {}
         for number, words in enumerate(members):

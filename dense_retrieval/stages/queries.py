@@ -58,7 +58,9 @@ class QueryStages:
 
     @cached_property
     def corpus_folder(self) -> Path:
-        loader = plain(self.config.data, "drop_self_matches", "queries")  # these are for later stages
+        loader = plain(
+            self.config.data, "drop_self_matches", "queries", "mixed"
+        )  # these are for later stages
         path = loader.get("path")
         settings = {key: value for key, value in loader.items() if key != "path"}
         inputs = {"path": Path(path)} if path and Path(path).exists() else {}  # else the loader says so
@@ -179,7 +181,7 @@ class QueryStages:
             write_table(dropped, folder / "dropped.parquet")
             return clean.counts(raw, dropped, self.corpus.heldout)
 
-        return self.store.stage("cleaned_queries", {}, inputs, build_cleaned)
+        return self.store.stage("cleaned_queries", {}, inputs, build_cleaned, version=2)
 
     @cached_property
     def queries_folder(self) -> Path:

@@ -6,6 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import ir_measures
@@ -261,6 +264,71 @@ def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(finished, comm
     assert (finished / "runs/mixture/model/model.safetensors").exists()
 
 
+class LanguageModelServer(ThreadingHTTPServer):
+    """Answers with the passage's first words; falls silent after some answers."""
+
+    daemon_threads = True
+
+    def __init__(self, answers: int) -> None:
+        super().__init__(("127.0.0.1", 0), LanguageModelHandler)
+        self.left = answers
+        self.answered: Counter[str] = Counter()
+        self.silent, self.resumed = threading.Event(), threading.Event()
+
+    def handle_error(self, *_: object) -> None:
+        """The killed process does not take its answer."""
+
+
+class LanguageModelHandler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        if not self.server.left:
+            self.server.silent.set()
+            self.server.resumed.wait()
+        self.server.left -= 1
+        self.server.answered[prompt] += 1
+        words = prompt.split()[1:8]  # behind "Passage:"
+        text = f"what is {' '.join(words)}?" if "question" in prompt else f"It holds {' '.join(words)}."
+        message = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+        body = json.dumps(message).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_killed_generation_ends_with_the_same_queries(command, tmp_path):
+    """12 passages, two types; killed after 9 answers, whose queries are not asked again."""
+    server = LanguageModelServer(answers=9)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    overrides = [c for c in command if not c.startswith(("generator", "querytype", "evaluation"))]
+    overrides += ["generator=openai", f"generator.url=http://127.0.0.1:{server.server_port}/v1"]
+    overrides += ["generator.model=m", "generator.passages=12", "generator.concurrency=1"]
+    overrides += ["querytype.types=[claim,question]"]
+    arguments = [sys.executable, "-m", "dense_retrieval.generate", *overrides]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.Popen([*arguments, "hydra.run.dir=killed"], **quiet)
+    assert server.silent.wait(60)
+    killed.kill()
+    killed.wait()
+    server.left = 1000
+    server.resumed.set()
+    subprocess.run([*arguments, "hydra.run.dir=resumed"], check=True, **quiet)
+    first = Counter(server.answered)
+    assert len(first) == 24 and sum(first.values()) <= 24 + 2  # at most what was on its way
+    subprocess.run([*arguments, "hydra.run.dir=whole", "cache_dir=another"], check=True, **quiet)
+    assert sum((server.answered - first).values()) == 24
+    server.shutdown()
+    resumed, whole = ((tmp_path / name / "queries.jsonl").read_text() for name in ("resumed", "whole"))
+    assert resumed == whole
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert len(lines) == 24 and {line["querytype"] for line in lines} == {"claim", "question"}
+    assert not any("dropped" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -276,6 +344,10 @@ def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(finished, comm
         (["loss.student_temperature=-1"], "loss.student_temperature"),
         (["data=fiqa", "data.zip=false"], "data.zip=true"),
         (["data=mixture", "data.members=['data=fiqa']"], "two corpora at least"),
+        (
+            ["data=mixture", "data.members=['data=fiqa', 'data=scifact']", "groups.scored_before=5"],
+            "groups.scored_before=5 and data=mixture do not go together",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -52,6 +52,20 @@ def test_the_paper_keeps_its_constants():
     assert (config.loss.student_temperature, config.loss.teacher_temperature) == (0.05, 0.3)
     assert (config.trainer.batch_size, config.groups.list_size, config.student.dropout) == (4096, 20, 0.0)
     assert (config.student.query_length, config.student.passage_length) == (64, 512)
+    assert config.querytype.types == [
+        "claim",
+        "keyword",
+        "question",
+        "title",
+        "msmarco",
+        "web",
+        "description",
+    ]
+    scifact = composed("experiment=paper", "data=scifact")
+    assert scifact.querytype.types == scifact.evaluation.heldout_types == list(scifact.data.mixed)
+    assert len(scifact.data.mixed) == 6 and scifact.teacher.path == "Soyoung97/RankT5-3b"
+    assert (scifact.generator.temperature, scifact.generator.max_tokens) == (0.8, 50)
+    assert composed("experiment=paper", "generator=files").generator.path.endswith("wikivital/queries.jsonl")
     assert composed("experiment=paper", "student=e5_base_unsupervised").student.passage_prefix == "passage: "
 
 

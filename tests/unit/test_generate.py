@@ -149,7 +149,7 @@ def raw(rows: list[tuple[str, str, str]]) -> Dataset:
 
 
 def test_what_cleaning_drops_is_counted_and_kept():
-    passages = Dataset.from_dict({"text": PASSAGES})
+    passages = Dataset.from_dict({"text": PASSAGES, "title": ["Kale", "Basalt", "Fen"]})
     table = raw(
         [
             ("claim", '"Kale is eaten in winter."', "stop"),

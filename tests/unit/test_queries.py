@@ -43,9 +43,26 @@ def test_a_query_is_cleaned(raw, querytype, expected):
 
 
 @pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("It is a leaf vegetable of northern winters.", ("Leaf vegetable of northern winters", "")),
+        ("It is the leaf eaten in winter", ("Leaf eaten in winter", "")),
+        ("Italian leaf vegetable", ("Italian leaf vegetable", "")),
+        ("It is kales in the garden", (None, "names its subject")),
+        ("It is a vegetable", (None, "too short")),
+        ("A leaf, is it not?", (None, "wrong form")),
+    ],
+)
+def test_a_description_does_not_name_its_subject(raw, expected):
+    assert clean(raw, "description", PASSAGE, "Kale (food)") == expected
+    assert clean("Kale is eaten in winter", "claim", PASSAGE, "Kale (food)")[1] == ""
+
+
+@pytest.mark.parametrize(
     ("raw", "reason"),
     [
         ("", "empty"),
+        ("Kale is green", "too short"),
         ('""', "empty"),
         ("I'm sorry, but I cannot help with that.", "refusal"),
         ("As a language model, I have no opinion on kale.", "refusal"),
