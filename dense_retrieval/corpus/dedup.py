@@ -85,7 +85,7 @@ def _texts(
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
-        yield part, [comparable(text) for text in passages.select(part)["text"]]
+        yield part, [comparable(text) for text in passages.select(part)[:]["text"]]
         progress.advance(bar, len(part))
 
 

@@ -12,12 +12,12 @@ from dense_retrieval.records import QUERIES
 
 # "Here is a question:", "Query:", "Search for ...", "1. ", "- "
 _CHATTER = re.compile(
-    r"^\s*(?:(?:sure|okay)\W+)?(?:here(?:'s| is| are)\b[^:]*:|(?:search )?(?:query|question|claim|keywords?|title|"
+    r"^\s*(?:(?:sure|okay)\W+)?(?:here(?:'s| is| are)\b[^:]*:|(?:\w+ )?(?:query|question|claim|keywords?|title|"
     r"description|answer)\s*:|search(?: results)? for\b:?|[-*•]\s+|\d+[.)]\s+)\s*",
     re.IGNORECASE,
 )
 # "The passage clearly states that ..."
-_REPORT = re.compile(r"^(?:the|this) (?:passage|text|article)\b[^,.]{0,60}?\bthat\s+", re.IGNORECASE)
+_REPORT = re.compile(r"^(?:(?:the|this) )?(?:passage|text|article)\b[^,.]{0,60}?\bthat\s+", re.IGNORECASE)
 _PASSAGE = re.compile(r"\b(?:the|this|given|provided) (?:passage|text|article)\b", re.IGNORECASE)
 # People ask about language models, and about what they cannot do: only the phrases of a refusal count.
 _REFUSAL = re.compile(

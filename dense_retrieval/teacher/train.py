@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from dense_retrieval.batching import pack
 from dense_retrieval.candidates import bm25
 from dense_retrieval.config import CONF, TeacherTraining, one_line_errors
-from dense_retrieval.records import CandidateList
+from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.search.index import search
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 def hard_negatives(
     positive: np.ndarray, lists: Sequence[CandidateList], topic: np.ndarray, each: int, seed: int
 ) -> np.ndarray:
-    """For each query its positive, ``each`` passages of every candidate list, one of the same topic.
+    """For each query its positive, ``each`` passages of every candidate list, one of the same topic;
+    more of those where a list is too short.
 
     Args:
         positive: ``(Q,)`` passage rows.
@@ -46,17 +47,23 @@ def hard_negatives(
 
     Returns:
         ``(Q, 2 + each * len(lists))`` passage rows, the positive first, no passage twice in a row.
+
+    Raises:
+        InputError: a topic has fewer passages than that.
     """
     rng = np.random.default_rng(seed)
     of_topic = {t: np.flatnonzero(topic == t) for t in np.unique(topic)}
     groups = []
     for query, row in enumerate(positive):
         chosen = [row]
-        pools = [candidates.passages[query] for candidates in lists] + [of_topic[topic[row]]]
-        for pool, n in zip(pools, [each] * len(lists) + [1], strict=True):
-            pool = np.setdiff1d(pool[pool >= 0], chosen)
-            chosen += list(rng.choice(pool, n, replace=False))
-        groups.append(chosen)
+        for candidates in lists:
+            pool = np.setdiff1d(candidates.passages[query], [*chosen, -1])
+            chosen += list(rng.choice(pool, min(each, len(pool)), replace=False))
+        pool, n = np.setdiff1d(of_topic[topic[row]], chosen), 2 + each * len(lists) - len(chosen)
+        if len(pool) < n:
+            there = len(of_topic[topic[row]])
+            raise InputError(f"negatives_each={each}: too many where a topic has {there} passages")
+        groups.append(chosen + list(rng.choice(pool, n, replace=False)))
     return np.array(groups)
 
 

@@ -40,8 +40,9 @@ def passages(n: int, seed: int) -> Dataset:
 def literal(texts: list[str], neighbours: int = 5) -> int:
     left = [text for text in map(comparable, texts) if len(text) >= 10]
     for _ in range(2):
-        left = sorted(text[::-1] for text in left)
+        left.sort()
         left = [t for i, t in enumerate(left) if not any(t in o for o in left[i + 1 : i + 1 + neighbours])]
+        left = [text[::-1] for text in left]
     return len(texts) - len(left)
 
 

@@ -32,6 +32,8 @@ PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultiva
             "claim",
             "Kale is grown for its leaves.",
         ),
+        ("Factual claim: Kale is grown for its leaves.", "claim", "Kale is grown for its leaves."),
+        ("Passage supports the claim that kale is eaten raw.", "claim", "Kale is eaten raw."),
         ("a, b, a, c , d., e, f", "keyword", "a, b, c, d, e"),
         ("What is kale?", "question", "What is kale?"),
         ("What is a large language model?", "question", "What is a large language model?"),

@@ -104,6 +104,16 @@ def test_hard_negatives_come_from_their_lists():
         assert topic[group[5]] == topic[positive[row]]
 
 
+def test_short_candidate_lists_are_filled_from_the_topic():
+    lists = [CandidateList(np.array([[0, -1], [0, 2]]), np.zeros((2, 2)))]
+    positive, topic = np.array([0, 2]), np.array([0, 0, 0, 0, 1])
+    groups = hard_negatives(positive, lists, topic, each=1, seed=0)
+    assert groups.shape == (2, 3) and groups[0, 0] == 0 and list(groups[1, :2]) == [2, 0]
+    assert all(len(set(group)) == 3 and set(group) <= {0, 1, 2, 3} for group in groups.tolist())
+    with pytest.raises(InputError, match="negatives_each=3: too many where a topic has 4 passages"):
+        hard_negatives(positive, lists, topic, each=3, seed=0)
+
+
 def test_training_teaches_the_ranking():
     """The passage about stars is always the right one: after training it is ranked first."""
     torch.manual_seed(0)
