@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from rich.console import Console
 
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import evaluate, report, table
+from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.records import CandidateList
+from dense_retrieval.stage import commit, versions
 from dense_retrieval.stages import Stages, build
 from dense_retrieval.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-UNTUNED, TUNED = "untuned student", "tuned student"
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="config")
@@ -47,11 +48,20 @@ def main(config: Config) -> float:
     shared = {
         "loss": asdict(stages.loss),
         "training": json.loads((stages.training_folder / "training.json").read_text()),
-    } | {group: choices[group] for group in ("data", "querytype", "retriever", "teacher", "student")}
+        "choices": {group: choice for group, choice in choices.items() if "/" not in group},
+        "command": " ".join(map(shlex.quote, ["python", "-m", "dense_retrieval.run", *job.overrides.task])),
+        "versions": versions(),
+        "commit": commit(),
+    }
     rows: dict[str, list[table.Row]] = {}
     for title, of in stages.members.items():
         caption = f"{name} {title}".strip()
-        rows[title] = _after_training(of, before[title], folder / title, caption, shared)
+        path = of.config.data.get("path")
+        corpus = (
+            Path(path).stem if path else title.partition("-")[2] or choices.data
+        )  # a member's is "0-fiqa"
+        facts = shared | {"corpus": corpus}
+        rows[title] = _after_training(of, before[title], folder / title, caption, facts)
         tracker.table(
             f"{title} results".strip(), ["system", "queries", *table.SHOWN], table.cells(rows[title])
         )
@@ -107,6 +117,7 @@ def _after_training(
     heldout = _by_querytype(stages) if stages.config.evaluation.heldout_types else {}
     rows = table.rows(measured.values, UNTUNED)
     facts = shared | {
+        "split": stages.split,
         "yields": stages.yields,
         "headroom_warning": measured.warning,
         "heldout": {kind: [asdict(row) for row in of] for kind, of in heldout.items()},

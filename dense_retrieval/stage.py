@@ -77,8 +77,8 @@ class Store:
         record = made_from | {
             "counts": dict(counts),
             "seconds": round(time.perf_counter() - start, 1),
-            "versions": _versions(),
-            "commit": _commit(),
+            "versions": versions(),
+            "commit": commit(),
         }
         (partial / "stage.json").write_text(json.dumps(record, indent=1))
         os.replace(partial, done)  # atomic: a folder of this name is complete
@@ -133,7 +133,7 @@ def _announced_lock(path: Path, name: str) -> FileLock:
     return lock
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     packages = ["torch", "transformers", "pytorch-lightning"]
     return {
         "python": platform.python_version(),
@@ -141,7 +141,7 @@ def _versions() -> dict[str, str]:
     } | {p: version(p) for p in packages}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of the checkout that this code runs from, if it is one."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]

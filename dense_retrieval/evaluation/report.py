@@ -88,11 +88,11 @@ pipeline_tag: sentence-similarity
 ---
 # A dense retriever tuned by dense_retrieval
 
-Base model: `{facts["student"]}`. {student["pooling"]} pooling, normalised; queries of up to {student["query_length"]}
-tokens, passages of up to {student["passage_length"]}; {prefixes}.
+Base model: `{facts["choices"]["student"]}`. {student["pooling"]} pooling, normalised;
+queries of up to {student["query_length"]} tokens, passages of up to {student["passage_length"]}; {prefixes}.
 
-Trained on `{facts["data"]}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
-`{facts["teacher"]}` by {loss["listwise_weight"]:g} x listwise distillation (temperatures: student
+Trained on `{facts["choices"]["data"]}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
+`{facts["choices"]["teacher"]}` by {loss["listwise_weight"]:g} x listwise distillation (temperatures: student
 {loss["student_temperature"]:.3f}, teacher {loss["teacher_temperature"]:.3f}) + {loss["infonce_weight"]:g} x InfoNCE.
 
 Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from dense_retrieval.evaluation.significance import Difference, t_test
 
+UNTUNED, TUNED = "untuned student", "tuned student"
 SHOWN = ["nDCG@10", "R@100", "MRR@10"]
 
 

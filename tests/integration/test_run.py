@@ -17,6 +17,8 @@ import pyarrow.parquet as parquet
 import pytest
 from conftest import WORDS
 from omegaconf import OmegaConf
+from pandas import read_csv
+from scipy.stats import ttest_rel
 from sentence_transformers import SentenceTransformer
 
 TYPES = ["claim", "question"]
@@ -121,6 +123,27 @@ def test_per_query_values_average_to_the_table(finished):
     metrics = json.loads((finished / "runs/first/metrics.json").read_text())["systems"]
     for system, values in table.groupby("system"):
         assert values["nDCG@10"].mean() == pytest.approx(metrics[system]["means"]["nDCG@10"])
+
+
+def test_the_comparison_says_what_the_run_says(finished):
+    """The same means and differences; the t-test is scipy's of the per-query values."""
+    arguments = [sys.executable, "-m", "dense_retrieval.compare", "runs/first", "--output", "compared"]
+    subprocess.run(arguments, cwd=finished, check=True, capture_output=True)
+    metrics = json.loads((finished / "runs/first/metrics.json").read_text())["systems"]
+    table = read_csv(finished / "compared/comparison.csv")
+    per_query = parquet.read_table(finished / "runs/first/per_query.parquet").to_pandas()
+    assert set(table["system"]) == set(metrics) and set(table["corpus"]) == {"corpus0"}
+    for _, line in table.iterrows():
+        system = metrics[line["system"]]
+        assert line["mean"] == pytest.approx(system["means"][line["metric"]])
+        if line["system"] == "untuned student":
+            continue
+        assert line["difference"] == pytest.approx(system["differences"][line["metric"]]["mean"])
+        pairs = per_query.pivot(index="query", columns="system", values=line["metric"])
+        pairs = pairs[[line["system"], "untuned student"]].dropna()
+        ours, untuned = pairs[line["system"]], pairs["untuned student"]
+        expected = ttest_rel(ours, untuned).pvalue if (ours != untuned).any() else 1
+        assert line["p_t"] == pytest.approx(expected)
 
 
 def test_heldout_queries_are_measured_by_type(finished):

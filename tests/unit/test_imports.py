@@ -18,8 +18,8 @@ LAYERS = [
     ["groups"],
     ["training"],
     ["evaluation"],
-    ["stages"],
-    ["run", "generate"],
+    ["comparison", "stages"],
+    ["run", "generate", "compare"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

@@ -1,0 +1,261 @@
+"""What differs between runs, and what it did to the results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas
+
+from dense_retrieval.comparison import paired
+from dense_retrieval.comparison.runs import Run
+from dense_retrieval.evaluation.evaluate import METRICS
+from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.records import InputError
+
+AVERAGE = "average"  # of all corpora
+_GROUPS = ("loss", "querytype", "teacher", "student", "retriever", "generator", "trainer", "experiment")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A system that is one line of the comparison: a reference, or the runs that differ in their seed only.
+
+    Attributes:
+        settings: column -> value; only those that tell it from the other lines of its system.
+        runs: those whose files it comes from.
+        values: corpus -> ``(Q, 4)`` :data:`METRICS` by query id, the mean over the seeds.
+        means: corpus -> ``(S, 4)`` mean over the queries, a line a seed.
+    """
+
+    system: str
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+    values: dict[str, pandas.DataFrame]
+    means: dict[str, pandas.DataFrame]
+
+    @property
+    def name(self) -> str:
+        """``loss=listwise querytype=claim``; of a reference its name first."""
+        shown = [f"{key}={value}" for key, value in self.settings.items()]
+        return " ".join(shown if shown and self.system == TUNED else [self.system, *shown])
+
+
+class Comparison:
+    """Runs beside each other, seeds averaged, each tested against a baseline.
+
+    Args:
+        runs: on one corpus or several.
+        baseline: a system that every run has, such as "untuned student" or "BM25": each line is compared
+            with it as its own runs have it. Or settings, such as "loss=infonce": each line is compared with
+            the one that differs from it in these only.
+        samples: of the randomization test and the bootstrap.
+
+    Raises:
+        InputError: no run; the baseline is none of theirs.
+    """
+
+    def __init__(self, runs: Sequence[Run], baseline: str = UNTUNED, *, samples: int = 10_000) -> None:
+        if not runs:
+            raise InputError("there is no finished run to compare")
+        self.runs, self.excluded = _on_the_same_queries(runs)
+        self.baseline = baseline
+        self.samples = samples
+        self.columns = _columns(self.runs)
+        self.corpora = list(dict.fromkeys(run.corpus for run in self.runs))
+        self.rows = _rows(self.runs, self.columns)
+        self._baselines = dict(zip(self.rows, self._find_baselines(), strict=True))
+
+    @cached_property
+    def table(self) -> pandas.DataFrame:
+        """A line a corpus, system and metric.
+
+        Columns: corpus, name, system, the settings that differ, seeds, queries, metric, mean and std (over the
+        seeds), difference to the baseline with the ends ``low`` and ``high`` of its 95 % bootstrap interval,
+        ``p_randomization``, ``p_t``, and ``p_holm``: the randomization test's, corrected for all lines of the
+        same corpus and metric.
+        """
+        parts = [self._of([corpus], corpus) for corpus in self.corpora]
+        if len(self.corpora) > 1:
+            parts.append(self._of(self.corpora, AVERAGE))
+        return pandas.concat(parts, ignore_index=True)
+
+    def difference(self, row: Row, corpus: str, metric: str) -> pandas.Series | None:
+        """A line's differences to its baseline by query id; None if it is the baseline or has none."""
+        other = self._baselines[row]
+        if other is None or other is row or corpus not in row.values or corpus not in other.values:
+            return None
+        return row.values[corpus][metric] - other.values[corpus][metric]
+
+    def _of(self, corpora: list[str], name: str) -> pandas.DataFrame:
+        rows = [row for row in self.rows if all(corpus in row.values for corpus in corpora)]
+        parts = []
+        for metric in METRICS:
+            part = pandas.DataFrame([self._line(row, corpora, metric) for row in rows])
+            part.insert(0, "corpus", name)
+            tested = [i for i, row in enumerate(rows) if self.difference(row, corpora[0], metric) is not None]
+            for column in ("difference", "low", "high", "p_randomization", "p_t", "p_holm"):
+                part[column] = np.nan
+            if tested:
+                strata = [
+                    np.stack([self.difference(rows[i], corpus, metric).to_numpy() for i in tested])  # type: ignore[union-attr]
+                    for corpus in corpora
+                ]
+                interval = paired.bootstrap(strata, samples=self.samples)
+                random = paired.randomization_test(strata, samples=self.samples)
+                found = [paired.mean(strata), *interval.T, random, paired.t_test(strata), paired.holm(random)]
+                part.loc[tested, "difference":"p_holm"] = np.stack(found, axis=1)  # type: ignore[misc]
+            parts.append(part)
+        return pandas.concat(parts, ignore_index=True)
+
+    def _line(self, row: Row, corpora: list[str], metric: str) -> dict[str, Any]:
+        of_seed = np.mean([row.means[corpus][metric].to_numpy() for corpus in corpora], axis=0)
+        return {
+            "name": row.name,
+            "system": row.system,
+            **{column: row.settings.get(column, "") for column in self.columns},
+            "seeds": len(of_seed),
+            "queries": sum(len(row.values[corpus][metric].dropna()) for corpus in corpora),
+            "metric": metric,
+            "mean": of_seed.mean(),
+            "std": of_seed.std(ddof=1) if len(of_seed) > 1 else np.nan,
+        }
+
+    def _find_baselines(self) -> list[Row | None]:
+        systems = {row.system for row in self.rows}
+        if self.baseline in systems - {TUNED}:
+            return [self._baseline_of(row, self.baseline, {}) for row in self.rows]
+        changed = dict(part.partition("=")[::2] for part in self.baseline.split())
+        for column, value in changed.items():
+            there = {str(row.settings.get(column)) for row in self.rows if row.system == TUNED}
+            if column not in self.columns or value not in there:
+                known = ", ".join(
+                    f"{c}={v}"
+                    for c in self.columns
+                    for v in dict.fromkeys(row.settings[c] for row in self.rows if row.system == TUNED)
+                )
+                raise InputError(
+                    f"baseline {self.baseline!r}: no run has it; there are "
+                    + ", ".join([*sorted(systems - {TUNED}), known]).rstrip(", ")
+                )
+        return [self._baseline_of(row, TUNED, changed) for row in self.rows]
+
+    def _baseline_of(self, row: Row, system: str, changed: Mapping[str, str]) -> Row | None:
+        """The one line of a system that has the settings of ``row`` but for the changed ones."""
+        if system == TUNED:
+            wanted = [{c: changed.get(c, str(run.settings.get(c))) for c in self.columns} for run in row.runs]
+            found = [
+                other
+                for other in self.rows
+                if other.system == TUNED and {c: str(v) for c, v in other.settings.items()} in wanted
+            ]
+        else:
+            found = [o for o in self.rows if o.system == system and {*map(id, row.runs)} & {*map(id, o.runs)}]
+        return found[0] if len(found) == 1 else None
+
+
+def _on_the_same_queries(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
+    """Of each corpus the runs that were tested on the queries that most of them were tested on."""
+    kept, excluded = [], {}
+    queries: dict[str, list[frozenset[str]]] = {}
+    for run in runs:
+        queries.setdefault(run.corpus, []).append(frozenset(run.systems[TUNED].index))
+    usual = {corpus: max(sets, key=sets.count) for corpus, sets in queries.items()}
+    for run in runs:
+        if frozenset(run.systems[TUNED].index) == usual[run.corpus]:
+            kept.append(run)
+        else:
+            excluded[run] = f"{run.folder} was tested on other queries of {run.corpus} than most runs are"
+    return kept, excluded
+
+
+def _columns(runs: Sequence[Run]) -> list[str]:
+    """The settings that differ between runs on the same corpus, but for the seed.
+
+    One that follows from others is none: loss.infonce_weight from loss, say.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    first = [name for name in _GROUPS if name in names]
+    columns: list[str] = []
+    for name in [*first, *(n for n in names if n not in first and "." not in n), *names]:
+        if name in (*columns, "seed"):
+            continue
+        seen: dict[str, str] = {}
+        for run in runs:
+            value = _text(run.settings.get(name))
+            if seen.setdefault(_text([run.corpus, *(run.settings.get(c) for c in columns)]), value) != value:
+                columns.append(name)
+                break
+    return columns
+
+
+def _rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Row]:
+    """References first, then the tuned students in the order of the runs."""
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_text([run.settings.get(c) for c in columns]), []).append(run)
+    systems = list(dict.fromkeys(name for run in runs for name in run.systems if name != TUNED))
+    rows = [row for system in systems for row in _references(system, list(alike.values()), columns)]
+    for of in alike.values():
+        settings = {c: _shown(of[0].settings.get(c)) for c in columns}
+        rows.append(Row(TUNED, settings, tuple(of), *_averaged(TUNED, of)))
+    return rows
+
+
+def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Row]:
+    """A system that is the same in many runs is one line; its settings are those that it depends on."""
+    groups: list[dict[str, bytes]] = []  # corpus -> what is the same
+    members: list[list[list[Run]]] = []
+    for of in alike:
+        if having := [run for run in of if system in run.systems]:
+            values, _ = _averaged(system, having)
+            content = {corpus: table.to_numpy().tobytes() for corpus, table in values.items()}
+            for number, group in enumerate(groups):
+                shared = content.keys() & group.keys()
+                if shared and all(content[corpus] == group[corpus] for corpus in shared):
+                    groups[number] = content | group
+                    members[number].append(having)
+                    break
+            else:
+                groups.append(content)
+                members.append([having])
+    rows = []
+    for parts in members:
+        merged = [run for part in parts for run in part]
+        settings = {
+            c: _shown(merged[0].settings.get(c))
+            for c in columns
+            if len(groups) > 1 and len({_text(run.settings.get(c)) for run in merged}) == 1
+        }
+        rows.append(Row(system, settings, tuple(merged), *_averaged(system, merged)))
+    return rows
+
+
+def _averaged(
+    system: str, runs: Sequence[Run]
+) -> tuple[dict[str, pandas.DataFrame], dict[str, pandas.DataFrame]]:
+    """``values`` and ``means`` of a :class:`Row`; a reference counts once for all runs that share it."""
+    values, means = {}, {}
+    for corpus in dict.fromkeys(run.corpus for run in runs):
+        on_it = [run for run in runs if run.corpus == corpus]
+        queries = sorted(on_it[0].systems[TUNED].index)
+        tables = [run.systems[system].reindex(queries) for run in on_it]
+        if system != TUNED:
+            tables = list({table.to_numpy().tobytes(): table for table in tables}.values())
+        stacked = np.stack([table.to_numpy() for table in tables])
+        there = ~np.isnan(stacked)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(there, stacked, 0.0).sum(0) / there.sum(0)
+        values[corpus] = pandas.DataFrame(mean, index=queries, columns=list(METRICS))
+        means[corpus] = pandas.DataFrame([table.mean() for table in tables], columns=list(METRICS))
+    return values, means
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else _text(value)

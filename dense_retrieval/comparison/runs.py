@@ -1,0 +1,132 @@
+"""Finished runs, read from their folders."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import yaml
+
+from dense_retrieval.evaluation.evaluate import METRICS
+from dense_retrieval.evaluation.table import TUNED
+from dense_retrieval.records import InputError
+
+log = logging.getLogger(__name__)
+
+# Settings that change no result.
+_WITHOUT_EFFECT = (
+    "cache_dir",
+    "device",
+    "logger",
+    "trainer.chunk_tokens",
+    "trainer.graph_tokens",
+    "data.members",
+)
+_NEEDED = ("systems", "corpus", "split", "choices")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run on one corpus; a mixture's run is one of these for each of its corpora.
+
+    Attributes:
+        folder: of its ``metrics.json``.
+        corpus: the name, and the split if that is not "test".
+        settings: ``loss.infonce_weight`` -> value, of all that may change results; ``loss`` -> the choice.
+        systems: name -> ``(Q, 4)`` values of :data:`METRICS`, by query id.
+        facts: all that ``metrics.json`` says.
+    """
+
+    folder: Path
+    corpus: str
+    settings: dict[str, Any]
+    systems: dict[str, pandas.DataFrame]
+    facts: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among and below some folders, each once, in order.
+
+    Raises:
+        InputError: a path is no folder.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path}: there is no such folder")
+        found |= dict.fromkeys(sorted((p.parent for p in path.rglob(".hydra")), key=_natural))
+    return list(found)
+
+
+def read_all(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """The runs that can be compared, and for each other folder why it cannot."""
+    runs: list[Run] = []
+    problems: dict[Path, str] = {}
+    for folder in folders:
+        try:
+            runs += read(folder)
+        except InputError as error:
+            problems[folder] = str(error)
+    return runs, problems
+
+
+def read(folder: Path) -> list[Run]:
+    """A run, on each of its corpora.
+
+    Raises:
+        InputError: it did not finish, its files are broken, of another version, or hold no number.
+    """
+    files = sorted(folder.glob("metrics.json")) or sorted(folder.glob("*/metrics.json"))
+    if not files:
+        raise InputError(f"{folder} has no metrics.json: the run did not finish; start it again")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        return [_read(file.parent, config) for file in files]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{folder}: broken, or of another version: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _read(folder: Path, config: Mapping[str, Any]) -> Run:
+    facts = json.loads((folder / "metrics.json").read_text())
+    if missing := [name for name in _NEEDED if name not in facts]:
+        raise InputError(
+            f"{folder}/metrics.json lacks {missing[0]!r}: it is of another version; run the command again"
+        )
+    table = pandas.read_parquet(folder / "per_query.parquet", columns=["system", "query", *METRICS])
+    if not len(table) or not np.isfinite(table[list(METRICS)].to_numpy()).all():
+        raise InputError(f"{folder}/per_query.parquet has values that are no number; run the command again")
+    systems = {
+        str(name): of.set_index("query")[list(METRICS)] for name, of in table.groupby("system", sort=False)
+    }
+    if TUNED not in systems:
+        raise InputError(f"{folder}/per_query.parquet has no {TUNED!r}; run the command again")
+    settings = _flat(config) | facts["choices"]
+    settings = {name: value for name, value in settings.items() if not name.startswith(_WITHOUT_EFFECT)}
+    corpus = facts["corpus"] + (f" ({facts['split']})" if facts["split"] != "test" else "")
+    return Run(folder, corpus, settings, systems, facts)
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; lists as they are."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{name}.")
+        else:
+            flat[f"{above}{name}"] = value
+    return flat
+
+
+def _natural(path: Path) -> tuple:
+    """Sorts job 2 before job 10."""
+    return tuple((len(part), part) if part.isdigit() else (0, part) for part in path.parts)

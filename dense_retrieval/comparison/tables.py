@@ -1,0 +1,148 @@
+"""A comparison as text: for the terminal, in Markdown, in LaTeX."""
+
+import pandas
+from rich import box
+from rich.table import Table
+
+from dense_retrieval.comparison.compare import AVERAGE, Comparison
+from dense_retrieval.evaluation.table import SHOWN, TUNED
+
+ALPHA = 0.05  # of the corrected p-value
+MAIN = "nDCG@10"
+
+
+def note(comparison: Comparison) -> str:
+    return (
+        f"Differences to {comparison.baseline} with 95 % bootstrap intervals; p: paired randomization test over "
+        "the queries, Holm-corrected for all lines of a table; * is p < 0.05. Seeds are averaged; ± is their "
+        "standard deviation."
+    )
+
+
+def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
+    """A header, and a line a system."""
+    of = {metric: lines(comparison, corpus, metric) for metric in SHOWN}
+    header = ["system", *comparison.columns, "seeds", "queries", MAIN, "difference", "p", *SHOWN[1:]]
+    table = [header]
+    for position in range(len(of[MAIN])):
+        line = of[MAIN].iloc[position]
+        table.append(
+            [
+                _system(line),
+                *(str(line[column]) for column in comparison.columns),
+                str(line["seeds"]),
+                str(line["queries"]),
+                value(line),
+                difference(line),
+                p_value(line["p_holm"]),
+                *(value(of[m].iloc[position]) + star(of[m].iloc[position]) for m in SHOWN[1:]),
+            ]
+        )
+    return table
+
+
+def lines(comparison: Comparison, corpus: str, metric: str) -> pandas.DataFrame:
+    table = comparison.table
+    return table[(table["corpus"] == corpus) & (table["metric"] == metric)]
+
+
+def value(line: pandas.Series) -> str:
+    """``0.790 ±0.004``"""
+    spread = f" ±{line['std']:.3f}" if pandas.notna(line["std"]) else ""
+    return f"{line['mean']:.3f}{spread}"
+
+
+def difference(line: pandas.Series) -> str:
+    """``+0.069 [+0.055, +0.083]*``"""
+    if pandas.isna(line["difference"]):
+        return ""
+    return f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]{star(line)}"
+
+
+def p_value(p: float) -> str:
+    if pandas.isna(p):
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def star(line: pandas.Series) -> str:
+    return "*" if line["p_holm"] < ALPHA else ""
+
+
+def corpora(comparison: Comparison) -> list[str]:
+    return [*comparison.corpora, *[AVERAGE] * (len(comparison.corpora) > 1)]
+
+
+def terminal(comparison: Comparison) -> list[Table]:
+    """One a corpus, and their average, 100 columns wide."""
+    tables = []
+    for corpus in corpora(comparison):
+        main, *others = (lines(comparison, corpus, metric) for metric in SHOWN)
+        queries = main["queries"].max()
+        shown = Table(title=f"{corpus}, {queries} queries", box=box.SIMPLE_HEAD)
+        shown.add_column("system", overflow="fold")
+        for name in (MAIN, "difference", "p", *SHOWN[1:]):
+            shown.add_column(name, no_wrap=True)
+        for position, (_, line) in enumerate(main.iterrows()):
+            few = f" ({line['queries']} queries)" if line["queries"] < queries else ""
+            more = (other.iloc[position] for other in others)
+            shown.add_row(
+                line["name"] + few,
+                value(line),
+                difference(line),
+                p_value(line["p_holm"]),
+                *(f"{other['mean']:.3f}{star(other)}" for other in more),
+            )
+        tables.append(shown)
+    return tables
+
+
+def markdown(comparison: Comparison) -> str:
+    parts = []
+    for corpus in corpora(comparison):
+        header, *body = cells(comparison, corpus)
+        rule = ["---"] * len(header)
+        parts.append(
+            "\n".join([f"## {corpus}", "", *(f"| {' | '.join(li)} |" for li in (header, rule, *body))])
+        )
+    return "\n\n".join([*parts, note(comparison)]) + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    """A booktabs table of nDCG@10, a column a corpus; needs ``\\usepackage{booktabs}``.
+
+    A superscript plus or minus marks what is significantly better or worse than the baseline.
+    """
+    names = corpora(comparison)
+    main = comparison.table[comparison.table["metric"] == MAIN]
+    head = [*_escaped(["system", *comparison.columns]), *_escaped(names)]
+    rows = []
+    for row in comparison.rows:
+        settings = [str(row.settings.get(column, "")) for column in comparison.columns]
+        body = _escaped([row.system if row.system != TUNED else "tuned", *settings])
+        found = main[main["name"] == row.name].set_index("corpus")
+        rows.append(body + [_latex_cell(found.loc[c]) if c in found.index else "--" for c in names])
+    ends = " \\\\\n"
+    return (
+        f"% {note(comparison)}\n"
+        f"\\begin{{tabular}}{{{'l' * (1 + len(comparison.columns))}{'r' * len(names)}}}\n\\toprule\n"
+        + " & ".join(head)
+        + ends
+        + "\\midrule\n"
+        + "".join(" & ".join(row) + ends for row in rows)
+        + "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def _latex_cell(line: pandas.Series) -> str:
+    mark = ("+" if line["difference"] > 0 else "-") if star(line) else ""
+    return f"${line['mean']:.3f}{'^{' + mark + '}' if mark else ''}$"
+
+
+def _system(line: pandas.Series) -> str:
+    return "tuned" if line["system"] == TUNED else line["system"]
+
+
+def _escaped(texts: list[str]) -> list[str]:
+    replaced = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    return ["".join(replaced.get(c, c) for c in text) for text in texts]

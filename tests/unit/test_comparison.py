@@ -1,0 +1,322 @@
+"""Runs beside each other: what differs, and whether it is more than chance."""
+
+import io
+import itertools
+import json
+import sys
+
+import numpy as np
+import pandas
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from dense_retrieval.compare import main
+from dense_retrieval.comparison import paired, tables
+from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.runs import find, read, read_all
+from dense_retrieval.records import InputError
+
+METRICS = ["nDCG@10", "R@100", "MRR@10", "MAP@100"]
+
+
+def differences(rows: int = 4, sizes=(40, 25), seed: int = 0, effect: float = 0.1) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(effect, 1, (rows, n)).round(2) for n in sizes]
+
+
+def test_one_corpus_gives_scipy_s_paired_t_test():
+    (d,) = differences(sizes=(40,))
+    np.testing.assert_allclose(paired.t_test([d]), stats.ttest_1samp(d, 0, axis=1).pvalue, rtol=1e-9)
+    d[0, 3:9] = np.nan
+    expected = stats.ttest_1samp(d, 0, axis=1, nan_policy="omit").pvalue
+    np.testing.assert_allclose(paired.t_test([d]), expected, rtol=1e-9)
+
+
+def test_several_corpora_give_welch_s_t_test():
+    """The mean of two means is half a difference: of one sample and the other with its sign turned."""
+    one, other = differences()
+    expected = stats.ttest_ind(one, -other, axis=1, equal_var=False).pvalue
+    np.testing.assert_allclose(paired.t_test([one, other]), expected, rtol=1e-9)
+    np.testing.assert_allclose(paired.mean([one, other]), (one.mean(1) + other.mean(1)) / 2)
+
+
+def test_randomization_approaches_the_enumeration_of_all_signs():
+    one = np.array([[0.3, -0.1, 0.2, 0.0, 0.4, np.nan], [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]])
+    other = np.array([[0.1, -0.2, 0.3], [0.0, 0.0, np.nan]])
+    found = paired.randomization_test([one, other], samples=20_000)
+    for row in range(2):
+        parts = [d[row][~np.isnan(d[row])] for d in (one, other)]
+        weighted = np.concatenate([part / len(part) / 2 for part in parts])
+        signs = np.array(list(itertools.product([-1, 1], repeat=len(weighted))))
+        exact = np.mean(np.abs(signs @ weighted) >= abs(weighted.sum()) - 1e-12)
+        assert abs(found[row] - exact) < 0.015
+    assert (paired.randomization_test([one, other], samples=20_000) == found).all()
+
+
+def test_the_bootstrap_interval_is_scipy_s():
+    (d,) = differences(rows=3, sizes=(60,))
+    found = paired.bootstrap([d], samples=20_000)
+    for row in range(3):
+        expected = stats.bootstrap((d[row],), np.mean, method="percentile", n_resamples=20_000, rng=1)
+        np.testing.assert_allclose(found[row], expected.confidence_interval, atol=0.01)
+
+
+def test_the_bootstrap_draws_within_each_corpus():
+    """Constant corpora have no spread; a corpus that only some were measured on keeps to those."""
+    constant = [np.full((1, 30), 0.2), np.full((1, 5), 0.6)]
+    np.testing.assert_allclose(paired.bootstrap(constant, samples=500), [[0.4, 0.4]])
+    sparse = np.full((2, 30), 0.2)
+    sparse[1, 10:] = np.nan
+    np.testing.assert_allclose(paired.bootstrap([sparse], samples=500), [[0.2, 0.2]] * 2)
+
+
+def test_nothing_to_test():
+    equal, single, none = np.zeros((1, 9)), np.array([[0.1]]), np.full((1, 4), np.nan)
+    for test in (paired.t_test, paired.randomization_test):
+        assert test([equal]) == test([single]) == 1
+        assert np.isnan(test([none]))
+    assert paired.t_test([np.full((1, 9), 0.1)]) == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_holm_is_the_step_down_procedure(p_values):
+    corrected = paired.holm(np.array(p_values))
+    for alpha in (0.01, 0.05, 0.3):
+        rejected: set[int] = set()
+        for step, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+            if p_values[i] * (len(p_values) - step) > alpha:
+                break
+            rejected.add(i)
+        assert set(np.flatnonzero(corrected <= alpha)) == rejected
+
+
+def write_run(folder, settings: dict, values: dict[str, np.ndarray], corpus: str = "kale", **facts) -> None:
+    """A run folder of what a comparison reads; ``values`` are nDCG@10 by system."""
+    choices = {"data": corpus} | {k: v for k, v in settings.items() if k in ("loss", "querytype", "student")}
+    config: dict = {"seed": 0, "data": {"name": corpus}, "cache_dir": str(folder)}
+    for name, value in settings.items():
+        if name not in choices:
+            group, _, key = name.rpartition(".")
+            (config.setdefault(group, {}) if group else config)[key] = value
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    known = {"systems": {}, "corpus": corpus, "split": "test", "choices": choices}
+    (folder / "metrics.json").write_text(json.dumps(known | facts))
+    tables = []
+    for system, of in values.items():
+        table = pandas.DataFrame({"system": system, "query": [f"q{i}" for i in range(len(of))]})
+        tables.append(table.assign(**dict.fromkeys(METRICS, of)).dropna())
+    pandas.concat(tables).to_parquet(folder / "per_query.parquet")
+
+
+def grid(folder, seeds=(0, 1), corpora=("kale", "basalt"), effect: float = 0.2) -> dict:
+    """Two losses, some seeds and corpora; listwise is better by ``effect``."""
+    rng = np.random.default_rng(0)
+    truth = {}
+    for corpus in corpora:
+        untuned = rng.random(50)
+        for number, (loss, seed) in enumerate(itertools.product(["infonce", "listwise"], seeds)):
+            tuned = untuned + rng.normal(effect * (loss == "listwise"), 0.1, 50)
+            truth[corpus, loss, seed] = tuned
+            weight = {"infonce": 0.0, "listwise": 1.0}[loss]
+            values = {"untuned student": untuned, "tuned student": tuned}
+            given = {"loss": loss, "seed": seed, "loss.listwise_weight": weight}
+            write_run(folder / corpus / str(number), given, values, corpus)
+        truth[corpus, "untuned"] = untuned
+    return truth
+
+
+def comparison(folder, baseline: str = "untuned student") -> Comparison:
+    runs, problems = read_all(find([folder]))
+    assert not problems
+    return Comparison(runs, baseline, samples=2000)
+
+
+def test_a_grid_by_hand(tmp_path):
+    truth = grid(tmp_path)
+    found = comparison(tmp_path)
+    assert found.columns == ["loss"]  # its weight follows from it, seeds are averaged, paths do not count
+    assert [row.name for row in found.rows] == ["untuned student", "loss=infonce", "loss=listwise"]
+    table = found.table.set_index(["corpus", "system", "loss", "metric"]).sort_index()
+    means = {}
+    for corpus, loss in itertools.product(["kale", "basalt"], ["infonce", "listwise"]):
+        line = table.loc[corpus, "tuned student", loss, "nDCG@10"]
+        of_seeds = np.array([truth[corpus, loss, seed] for seed in (0, 1)])
+        d = of_seeds.mean(0) - truth[corpus, "untuned"]
+        means[corpus, loss] = d.mean()
+        assert (line["seeds"], line["queries"]) == (2, 50)
+        assert line["mean"] == pytest.approx(of_seeds.mean())
+        assert line["std"] == pytest.approx(of_seeds.mean(1).std(ddof=1))
+        assert line["difference"] == pytest.approx(d.mean())
+        assert line["p_t"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+        assert line["low"] < line["difference"] < line["high"]
+    for corpus in ("kale", "basalt"):
+        of_losses = table.loc[corpus, "tuned student"].xs("nDCG@10", level="metric")
+        np.testing.assert_allclose(of_losses["p_holm"], paired.holm(of_losses["p_randomization"].to_numpy()))
+    for loss in ("infonce", "listwise"):
+        average = table.loc["average", "tuned student", loss, "nDCG@10"]
+        assert average["difference"] == pytest.approx((means["kale", loss] + means["basalt", loss]) / 2)
+        assert average["queries"] == 100
+    assert np.isnan(table.loc["kale", "untuned student", "", "nDCG@10"]["p_t"])
+    assert table.loc["kale", "untuned student", "", "nDCG@10"]["seeds"] == 1
+
+
+def test_a_setting_as_the_baseline(tmp_path):
+    truth = grid(tmp_path, corpora=("kale",))
+    table = comparison(tmp_path, "loss=infonce").table.set_index(["loss", "metric"])
+    one, other = (np.mean([truth["kale", loss, s] for s in (0, 1)], 0) for loss in ("listwise", "infonce"))
+    assert table.loc["listwise", "nDCG@10"]["difference"] == pytest.approx((one - other).mean())
+    assert np.isnan(table.loc["infonce", "nDCG@10"]["difference"])
+
+
+def test_a_setting_as_the_baseline_changes_it_alone(tmp_path):
+    """querytype=claim loss=listwise is compared with querytype=claim loss=infonce."""
+    values = np.random.default_rng(0).random((4, 30))
+    pairs = list(itertools.product(["infonce", "listwise"], ["claim", "web"]))
+    for number, (loss, querytype) in enumerate(pairs):
+        systems = {"untuned student": values[0] / 2, "tuned student": values[number]}
+        write_run(tmp_path / str(number), {"loss": loss, "querytype": querytype}, systems)
+    found = comparison(tmp_path, "loss=infonce")
+    table = found.table.set_index(["loss", "querytype", "metric"])
+    for number, querytype in enumerate(["claim", "web"]):
+        expected = (values[number + 2] - values[number]).mean()
+        assert table.loc["listwise", querytype, "nDCG@10"]["difference"] == pytest.approx(expected)
+    with pytest.raises(InputError, match=r"'loss=focal'.*untuned student, loss=infonce, loss=listwise"):
+        comparison(tmp_path, "loss=focal")
+    with pytest.raises(InputError, match="baseline 'BM25': no run has it"):
+        comparison(tmp_path, "BM25")
+
+
+def test_references_that_depend_on_a_setting_are_lines_of_their_own(tmp_path):
+    """Two students, each with its own untuned one, the same BM25, and a teacher on some queries."""
+    values = np.random.default_rng(0).random((6, 30))
+    some = np.where(np.arange(30) < 10, values[5], np.nan)
+    for number, student in enumerate(["bge", "e5"]):
+        systems = {"BM25": values[0], "untuned student": values[1 + number], "teacher": some}
+        systems["tuned student"] = values[3 + number]
+        write_run(tmp_path / student, {"student": student}, systems)
+    found = comparison(tmp_path)
+    assert [row.name for row in found.rows] == [
+        "BM25",
+        "untuned student student=bge",
+        "untuned student student=e5",
+        "teacher",
+        "student=bge",
+        "student=e5",
+    ]
+    table = found.table.query("metric == 'nDCG@10'").set_index(["system", "student"])
+    for number, student in enumerate(["bge", "e5"]):
+        expected = (values[3 + number] - values[1 + number]).mean()
+        assert table.loc["tuned student", student]["difference"] == pytest.approx(expected)
+    assert np.isnan(table.loc["BM25", ""]["difference"])  # which untuned student?
+    assert table.loc["teacher", ""]["queries"] == 10
+
+
+def test_what_cannot_be_compared_is_named_and_the_rest_is_compared(tmp_path):
+    grid(tmp_path, corpora=("kale",))
+    whole = comparison(tmp_path).table
+    values = {"untuned student": np.ones(50), "tuned student": np.ones(50)}
+    write_run(tmp_path / "nan", {}, values)
+    table = pandas.read_parquet(tmp_path / "nan/per_query.parquet")
+    table.loc[3, "nDCG@10"] = np.nan
+    table.to_parquet(tmp_path / "nan/per_query.parquet")
+    write_run(tmp_path / "old", {}, values)
+    (tmp_path / "old/metrics.json").write_text(json.dumps({"systems": {}}))
+    write_run(tmp_path / "half", {}, values)
+    (tmp_path / "half/metrics.json").write_text("{")
+    write_run(tmp_path / "unfinished", {}, values)
+    (tmp_path / "unfinished/metrics.json").unlink()
+    write_run(tmp_path / "untuned", {}, {"untuned student": np.ones(50)})
+    runs, problems = read_all(find([tmp_path]))
+    said = {folder.name: problem for folder, problem in problems.items()}
+    assert (
+        "no number" in said["nan"] and "another version" in said["old"] and "another version" in said["half"]
+    )
+    assert "did not finish" in said["unfinished"] and "tuned student" in said["untuned"]
+    pandas.testing.assert_frame_equal(Comparison(runs, samples=2000).table, whole)
+    with pytest.raises(InputError, match="nowhere: there is no such folder"):
+        find([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="no finished run"):
+        Comparison([])
+
+
+def test_runs_on_other_queries_are_left_out(tmp_path):
+    grid(tmp_path, corpora=("kale",))
+    values = {"untuned student": np.ones(7), "tuned student": np.ones(7)}
+    write_run(tmp_path / "other", {"loss": "combined"}, values)
+    found = comparison(tmp_path)
+    (excluded,) = found.excluded.values()
+    assert "other was tested on other queries of kale" in excluded
+    assert len(found.runs) == 4
+
+
+def test_a_mixture_s_run_counts_on_each_corpus(tmp_path):
+    for corpus in ("kale", "basalt"):
+        values = {"untuned student": np.ones(9), "tuned student": np.ones(9) / 2}
+        write_run(tmp_path / "mixture" / corpus, {}, values, corpus)
+    parent = tmp_path / "mixture"
+    (parent / ".hydra").mkdir()
+    (parent / "kale/config.yaml").rename(parent / "config.yaml")
+    assert [run.corpus for run in read(parent)] == ["basalt", "kale"]
+
+
+def test_planted_effects_are_found_and_none_is_not():
+    """At 5 %: of 400 null comparisons about 20 are found, of 400 planted ones nearly all."""
+    null, planted = (
+        paired.randomization_test([d], samples=1000)
+        for d in (differences(400, (60,), effect=0)[0], differences(400, (60,), effect=0.6)[0])
+    )
+    assert 5 <= (null < 0.05).sum() <= 38  # 20 +- 4 standard deviations
+    assert (planted < 0.05).mean() > 0.97
+    families = paired.t_test([differences(2000, (60,), effect=0, seed=1)[0]]).reshape(200, 10)
+    false = sum((paired.holm(family) < 0.05).any() for family in families)
+    assert false <= 10 + 4 * 3.1  # 200 families at 5 % each
+    intervals = paired.bootstrap([differences(400, (60,), effect=0.5, seed=2)[0]], samples=1000)
+    covered = ((intervals[:, 0] < 0.5) & (intervals[:, 1] > 0.5)).mean()
+    assert 0.9 < covered < 0.98
+
+
+def test_tables_by_hand(tmp_path):
+    values = {"BM25": np.zeros(20), "untuned student": np.full(20, 0.5), "tuned student": np.full(20, 0.75)}
+    write_run(tmp_path / "a_b", {"loss": "infonce"}, values)
+    values |= {"BM25": np.where(np.arange(20) < 5, 0.0, np.nan), "tuned student": np.tile([0.25, 0.75], 10)}
+    write_run(tmp_path / "c", {"loss": "a_b"}, values)
+    found = comparison(tmp_path)
+    table = tables.markdown(found).splitlines()
+    assert table[:2] == ["## kale", ""] and table[2].startswith("| system | loss | seeds | queries | nDCG@10")
+    assert "| BM25 | infonce | 1 | 20 | 0.000 | -0.500 [-0.500, -0.500]* | 0.002 | 0.000* | 0.000* |" in table
+    few = next(line for line in table if line.startswith("| BM25 | a_b"))
+    # all 5 signs alike: p = 2 / 2^5, for two tests left
+    assert few.startswith("| BM25 | a_b | 1 | 5 | 0.000 | -0.500 [-0.500, -0.500] | 0.1")
+    assert (
+        "| tuned | infonce | 1 | 20 | 0.750 | +0.250 [+0.250, +0.250]* | 0.002 | 0.750* | 0.750* |" in table
+    )
+    latex = tables.latex(found).splitlines()
+    assert latex[1:3] == [r"\begin{tabular}{llr}", r"\toprule"] and latex[3] == r"system & loss & kale \\"
+    assert r"tuned & infonce & $0.750^{+}$ \\" in latex and r"tuned & a\_b & $0.500$ \\" in latex
+    assert r"BM25 & infonce & $0.000^{-}$ \\" in latex
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(*tables.terminal(found))
+    shown = console.export_text()
+    assert "kale, 20 queries" in shown and "BM25 loss=a_b (5 queries)" in shown and "…" not in shown
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    grid(tmp_path)
+    write_run(tmp_path / "unfinished", {}, {"tuned student": np.ones(3)})
+    (tmp_path / "unfinished/metrics.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path), "--baseline", "loss=infonce"])
+    main()
+    said = capsys.readouterr().out
+    assert "did not finish" in said and "average, 100 queries" in said
+    table = pandas.read_csv(tmp_path / "comparison/comparison.csv")
+    assert len(table) == 3 * 3 * 4 and (table.loc[table["loss"] == "listwise", "difference"] > 0.1).all()
+    assert {f.suffix for f in (tmp_path / "comparison").iterdir()} == {".csv", ".md", ".tex"}
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "unfinished")])
+    with pytest.raises(SystemExit, match="error: there is no finished run to compare"):
+        main()
