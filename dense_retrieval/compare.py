@@ -1,7 +1,7 @@
 """python -m dense_retrieval.compare RUN_OR_MULTIRUN...: finished runs side by side, with tests.
 
 Runs that differ in their seed only are averaged. Every line is tested against a baseline, paired over the
-queries. Left in the output folder: the tables as Markdown, LaTeX and CSV.
+queries. Left in the output folder: a page for the browser, and the tables as Markdown, LaTeX and CSV.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dense_retrieval.comparison import tables
+from dense_retrieval.comparison import page, tables
 from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.comparison.runs import find, read_all
 from dense_retrieval.evaluation.table import UNTUNED
@@ -58,8 +58,9 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.md").write_text(tables.markdown(comparison), encoding="utf-8")
     (output / "comparison.tex").write_text(tables.latex(comparison), encoding="utf-8")
+    (output / "comparison.html").write_text(page.render(comparison, problems), encoding="utf-8")
     comparison.table.to_csv(output / "comparison.csv", index=False)
-    console.print(f"written: {output}/comparison.md, .tex, .csv")
+    console.print(f"written: {output}/comparison.html, .md, .tex, .csv")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 import numpy as np
+import pandas
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -48,6 +49,7 @@ def main(config: Config) -> float:
     shared = {
         "loss": asdict(stages.loss),
         "training": json.loads((stages.training_folder / "training.json").read_text()),
+        "curve": _curve(stages.training_folder),
         "choices": {group: choice for group, choice in choices.items() if "/" not in group},
         "command": " ".join(map(shlex.quote, ["python", "-m", "dense_retrieval.run", *job.overrides.task])),
         "versions": versions(),
@@ -79,6 +81,14 @@ def main(config: Config) -> float:
         log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
     log.info("everything is in %s", folder)
     return float(np.mean([of_corpus[-1].means["nDCG@10"] for of_corpus in rows.values()]))
+
+
+def _curve(training: Path, points: int = 300) -> list[tuple[int, float]]:
+    """Steps and training losses, evenly thinned."""
+    parts = [pandas.read_csv(file) for file in sorted(training.glob("curves/*/metrics.csv"))]
+    losses = pandas.concat(parts).dropna(subset="train/loss").drop_duplicates("step", keep="last")
+    losses = losses.iloc[:: -(-len(losses) // points)]
+    return list(zip(losses["step"].tolist(), losses["train/loss"].tolist(), strict=True))
 
 
 @dataclass

@@ -82,10 +82,15 @@ class Comparison:
             parts.append(self._of(self.corpora, AVERAGE))
         return pandas.concat(parts, ignore_index=True)
 
+    def baseline_of(self, row: Row) -> Row | None:
+        """What a line is compared with."""
+        other = self._baselines[row]
+        return None if other is row else other
+
     def difference(self, row: Row, corpus: str, metric: str) -> pandas.Series | None:
         """A line's differences to its baseline by query id; None if it is the baseline or has none."""
-        other = self._baselines[row]
-        if other is None or other is row or corpus not in row.values or corpus not in other.values:
+        other = self.baseline_of(row)
+        if other is None or corpus not in row.values or corpus not in other.values:
             return None
         return row.values[corpus][metric] - other.values[corpus][metric]
 

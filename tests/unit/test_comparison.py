@@ -3,22 +3,26 @@
 import io
 import itertools
 import json
+import re
+import shutil
 import sys
 
 import numpy as np
 import pandas
 import pytest
 import yaml
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
 from dense_retrieval.compare import main
-from dense_retrieval.comparison import paired, tables
+from dense_retrieval.comparison import page, paired, tables
 from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
-from dense_retrieval.records import InputError
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
 
 METRICS = ["nDCG@10", "R@100", "MRR@10", "MAP@100"]
 
@@ -316,7 +320,75 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "did not finish" in said and "average, 100 queries" in said
     table = pandas.read_csv(tmp_path / "comparison/comparison.csv")
     assert len(table) == 3 * 3 * 4 and (table.loc[table["loss"] == "listwise", "difference"] > 0.1).all()
-    assert {f.suffix for f in (tmp_path / "comparison").iterdir()} == {".csv", ".md", ".tex"}
+    assert {f.suffix for f in (tmp_path / "comparison").iterdir()} == {".csv", ".html", ".md", ".tex"}
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "unfinished")])
     with pytest.raises(SystemExit, match="error: there is no finished run to compare"):
         main()
+
+
+def with_facts(folder) -> None:
+    """Two systems, with all that the page can show."""
+    values = np.random.default_rng(0).random((3, 12))
+    queries = [f"q{i}" for i in range(12)]
+    passages = {"id": ["p0", "p1"], "title": ["", ""], "text": ["kale & <b>cabbage</b>", "basalt"]}
+    asked = {"id": queries, "text": [f"what is {q}?" for q in queries]}
+    asked |= {"querytype": ["human"] * 12, "source": [0] * 12}
+    judged = Qrels(np.arange(12), np.zeros(12, np.int64), np.ones(12, np.int64))
+    tables_ = Dataset.from_dict(passages, PASSAGES), {"test": Dataset.from_dict(asked, QUERIES)}
+    (folder / "cache").mkdir()
+    Corpus(*tables_, {"test": judged}, np.array([1])).save(folder / "cache")
+    for number, loss in enumerate(["infonce", "listwise"]):
+        run = folder / loss
+        heldout = {"claim": [{"system": "tuned student", "means": {"nDCG@10": 0.25 + number / 2}}]}
+        yields = {"claim": {"generated": 77, "cleaned": 66, "dropped": {"copied": 11}, "train": 55}}
+        systems = {"untuned student": values[2], "tuned student": values[number]}
+        facts = {"artifacts": {"corpus": str(folder / "cache")}, "heldout": heldout, "yields": yields}
+        facts |= {"curve": [[0, 2.0], [1, 1.0]], "training": {"dev": [{"loss": 0.5}, {"loss": 0.25}]}}
+        facts |= {"command": f"python -m dense_retrieval.run loss={loss}", "commit": "0123456789abcdef"}
+        write_run(run, {"loss": loss}, systems, **facts)
+        for system, order in {"untuned_student": [1, 0], "tuned_student": [0, 1]}.items():
+            lines = [f"{q} Q0 p{p} {r} 0 t" for q in queries for r, p in enumerate(order)]
+            (run / f"{system}.trec").write_text("\n".join(lines))
+
+
+def test_the_queries_that_moved_most(tmp_path):
+    with_facts(tmp_path)
+    found = comparison(tmp_path)
+    row = found.rows[-1]
+    d = found.difference(row, "kale", "nDCG@10").sort_values()
+    shown = moved(found, row, "kale")
+    assert [m.query for m in shown] == [*d.index[::-1][:4], *d.index[:4]]
+    for m in shown:
+        assert m.after - m.before == pytest.approx(d[m.query]) and m.text == f"what is {m.query}?"
+        assert [f.passage for f in m.ranking_before] == ["p1", "p0"]
+        assert [(f.text, f.relevant) for f in m.ranking_after] == [
+            ("kale & <b>cabbage</b>", True),
+            ("basalt", False),
+        ]
+    shutil.rmtree(tmp_path / "cache")
+    bare = moved(found, row, "kale")[0]
+    assert (bare.text, bare.ranking_after[0].text, bare.ranking_after[0].relevant) == ("", "", None)
+
+
+def test_the_page_holds_what_the_comparison_says(tmp_path):
+    with_facts(tmp_path)
+    found = comparison(tmp_path)
+    html = page.render(found, ["a <run> that is missing"])
+    assert "http" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)  # nothing is fetched
+    assert "kale &amp; &lt;b&gt;cabbage" in html and "a &lt;run&gt; that is missing" in html
+    for line in tables.cells(found, "kale")[1:]:
+        assert "".join(f"<td>{cell}</td>" for cell in line) in html
+    specs = json.loads(re.search(r"const specs = (.*);", html)[1].replace("<\\/", "</"))
+    assert len(specs) == 4  # differences, training losses, dev losses, query types
+    points = [point for spec in specs.values() for of in spec["datasets"].values() for point in of]
+    main = found.table.query("metric == 'nDCG@10'").dropna(subset="difference")
+    by_name = main.set_index("name")["difference"]
+    drawn = {p["name"]: p["difference"] for p in points if "difference" in p}
+    assert drawn == pytest.approx(by_name.to_dict())
+    cells = {(c["name"], c["query type"]): c["value"] for c in points if "query type" in c}
+    assert cells == {("loss=infonce", "claim"): 0.25, ("loss=listwise", "claim"): 0.75}
+    assert all(spec["description"] for spec in specs.values())
+    assert re.search(r"<td>claim</td><td>77</td><td>66</td><td>55</td>", html)
+    assert "python -m dense_retrieval.run loss=listwise" in html and "0123456789ab<" in html
+    better = int((found.difference(found.rows[-1], "kale", "nDCG@10") > 0).sum())
+    assert f"<td>loss=listwise</td><td>{better}</td><td>0</td><td>{12 - better}</td>" in html

@@ -1,0 +1,111 @@
+"""Vega-Lite charts of a comparison."""
+
+from typing import Any
+
+import altair
+import pandas
+
+from dense_retrieval.comparison.compare import Comparison, Row
+from dense_retrieval.comparison.tables import ALPHA, MAIN, lines
+from dense_retrieval.evaluation.table import TUNED
+
+_OUTCOMES = ["better", f"p ≥ {ALPHA}", "worse"]
+_SHAPES, _COLORS = ["triangle-up", "circle", "triangle-down"], ["#1a7f5a", "#7a7a7a", "#c2410c"]
+
+
+def differences(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
+    """A point and an interval a line; None if nothing is compared."""
+    table = lines(comparison, corpus, MAIN).dropna(subset="difference")
+    if not len(table):
+        return None
+    better, either, worse = _OUTCOMES
+    sign = table["difference"].map(lambda d: better if d > 0 else worse)
+    table = table.assign(outcome=sign.where(table["p_holm"] < ALPHA, either))
+    title = f"nDCG@10, difference to {comparison.baseline}"
+    y = altair.Y("name:N", sort=table["name"].tolist(), title=None, axis=altair.Axis(labelLimit=320))
+    base = altair.Chart(table[["name", "mean", "difference", "low", "high", "p_holm", "outcome"]])
+    shape = altair.Shape("outcome:N", title=None, scale=altair.Scale(domain=_OUTCOMES, range=_SHAPES))
+    color = altair.Color("outcome:N", title=None, scale=altair.Scale(domain=_OUTCOMES, range=_COLORS))
+    tooltip = [altair.Tooltip(c, format=".3f") for c in ("mean", "difference", "low", "high", "p_holm")]
+    intervals = base.mark_rule(strokeWidth=2).encode(
+        x=altair.X("low:Q", title=title), x2="high:Q", y=y, color=color
+    )
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(
+        x="difference:Q", y=y, color=color, shape=shape, tooltip=["name", *tooltip]
+    )
+    zero = altair.Chart().mark_rule(strokeDash=[4, 4], color="#7a7a7a").encode(x=altair.datum(0))
+    described = f"{title} on {corpus}, with 95 % intervals; the numbers are in the table"
+    return _spec(altair.layer(zero, intervals, points).properties(height=altair.Step(26)), described)
+
+
+def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
+    """The training loss by step, and the dev loss by epoch; a line a run."""
+    train, dev = [], []
+    for row in _tuned(comparison, corpus):
+        for run in row.runs:
+            if run.corpus == corpus:
+                name = {"name": row.name, "seed": run.seed}
+                train += [name | {"step": step, "loss": loss} for step, loss in run.facts.get("curve", [])]
+                steps = enumerate(run.facts.get("training", {}).get("dev", []))
+                dev += [name | {"epoch": epoch, "loss": terms["loss"]} for epoch, terms in steps]
+    made = []
+    for points, x, title in ((train, "step", "training loss"), (dev, "epoch", "dev loss")):
+        if points:
+            chart = altair.Chart(pandas.DataFrame(points)).mark_line(point=len(points) < 200)
+            chart = chart.encode(
+                x=altair.X(f"{x}:Q", axis=altair.Axis(tickMinStep=1, format="d")),
+                y=altair.Y("loss:Q", title=title, scale=altair.Scale(zero=False)),
+                color=altair.Color(
+                    "name:N", title=None, legend=altair.Legend(labelLimit=320, symbolLimit=60)
+                ),
+                detail="seed:N",
+                tooltip=["name", "seed", x, altair.Tooltip("loss", format=".4f")],
+            )
+            described = f"{title} by {x}, a line a run, on {corpus}"
+            made.append(_spec(chart.properties(height=260), described))
+    return made
+
+
+def querytypes(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
+    """nDCG@10 on the synthetic queries of held-out passages: a line a system, a column a query type."""
+    cells = []
+    for row in comparison.rows:
+        runs = [run for run in row.runs if run.corpus == corpus and run.facts.get("heldout")]
+        for kind in dict.fromkeys(kind for run in runs for kind in run.facts["heldout"]):
+            values = [
+                of["means"][MAIN]
+                for run in runs
+                for of in run.facts["heldout"].get(kind, [])
+                if of["system"] == row.system
+            ]
+            if values:
+                cells.append({"name": row.name, "query type": kind, MAIN: sum(values) / len(values)})
+    if not cells:
+        return None
+    table = pandas.DataFrame(cells)
+    middle = (table[MAIN].min() + table[MAIN].max()) / 2
+    base = altair.Chart(table.rename(columns={MAIN: "value"})).encode(
+        x=altair.X(
+            "query type:N", title="query type tested on", axis=altair.Axis(labelAngle=0, orient="top")
+        ),
+        y=altair.Y(
+            "name:N", sort=list(dict.fromkeys(table["name"])), title=None, axis=altair.Axis(labelLimit=320)
+        ),
+    )
+    squares = base.mark_rect().encode(
+        color=altair.Color("value:Q", title=MAIN, scale=altair.Scale(scheme="viridis"))
+    )
+    numbers = base.mark_text().encode(
+        text=altair.Text("value:Q", format=".3f"),
+        color=altair.condition(altair.datum.value > middle, altair.value("black"), altair.value("white")),
+    )
+    described = f"nDCG@10 on synthetic queries of held-out passages of {corpus}, by query type"
+    return _spec((squares + numbers).properties(height=altair.Step(28)), described)
+
+
+def _tuned(comparison: Comparison, corpus: str) -> list[Row]:
+    return [row for row in comparison.rows if row.system == TUNED and corpus in row.values]
+
+
+def _spec(chart: Any, description: str) -> dict[str, Any]:
+    return chart.properties(width="container", description=description, background="transparent").to_dict()
