@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
-import yaml
-from datasets import Dataset
+from finished_runs import with_facts, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -22,9 +21,7 @@ from dense_retrieval.comparison import page, paired, tables
 from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
-
-METRICS = ["nDCG@10", "R@100", "MRR@10", "MAP@100"]
+from dense_retrieval.records import InputError
 
 
 def differences(rows: int = 4, sizes=(40, 25), seed: int = 0, effect: float = 0.1) -> list[np.ndarray]:
@@ -97,25 +94,6 @@ def test_holm_is_the_step_down_procedure(p_values):
                 break
             rejected.add(i)
         assert set(np.flatnonzero(corrected <= alpha)) == rejected
-
-
-def write_run(folder, settings: dict, values: dict[str, np.ndarray], corpus: str = "kale", **facts) -> None:
-    """A run folder of what a comparison reads; ``values`` are nDCG@10 by system."""
-    choices = {"data": corpus} | {k: v for k, v in settings.items() if k in ("loss", "querytype", "student")}
-    config: dict = {"seed": 0, "data": {"name": corpus}, "cache_dir": str(folder)}
-    for name, value in settings.items():
-        if name not in choices:
-            group, _, key = name.rpartition(".")
-            (config.setdefault(group, {}) if group else config)[key] = value
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    known = {"systems": {}, "corpus": corpus, "split": "test", "choices": choices}
-    (folder / "metrics.json").write_text(json.dumps(known | facts))
-    tables = []
-    for system, of in values.items():
-        table = pandas.DataFrame({"system": system, "query": [f"q{i}" for i in range(len(of))]})
-        tables.append(table.assign(**dict.fromkeys(METRICS, of)).dropna())
-    pandas.concat(tables).to_parquet(folder / "per_query.parquet")
 
 
 def grid(folder, seeds=(0, 1), corpora=("kale", "basalt"), effect: float = 0.2) -> dict:
@@ -324,31 +302,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "unfinished")])
     with pytest.raises(SystemExit, match="error: there is no finished run to compare"):
         main()
-
-
-def with_facts(folder) -> None:
-    """Two systems, with all that the page can show."""
-    values = np.random.default_rng(0).random((3, 12))
-    queries = [f"q{i}" for i in range(12)]
-    passages = {"id": ["p0", "p1"], "title": ["", ""], "text": ["kale & <b>cabbage</b>", "basalt"]}
-    asked = {"id": queries, "text": [f"what is {q}?" for q in queries]}
-    asked |= {"querytype": ["human"] * 12, "source": [0] * 12}
-    judged = Qrels(np.arange(12), np.zeros(12, np.int64), np.ones(12, np.int64))
-    tables_ = Dataset.from_dict(passages, PASSAGES), {"test": Dataset.from_dict(asked, QUERIES)}
-    (folder / "cache").mkdir()
-    Corpus(*tables_, {"test": judged}, np.array([1])).save(folder / "cache")
-    for number, loss in enumerate(["infonce", "listwise"]):
-        run = folder / loss
-        heldout = {"claim": [{"system": "tuned student", "means": {"nDCG@10": 0.25 + number / 2}}]}
-        yields = {"claim": {"generated": 77, "cleaned": 66, "dropped": {"copied": 11}, "train": 55}}
-        systems = {"untuned student": values[2], "tuned student": values[number]}
-        facts = {"artifacts": {"corpus": str(folder / "cache")}, "heldout": heldout, "yields": yields}
-        facts |= {"curve": [[0, 2.0], [1, 1.0]], "training": {"dev": [{"loss": 0.5}, {"loss": 0.25}]}}
-        facts |= {"command": f"python -m dense_retrieval.run loss={loss}", "commit": "0123456789abcdef"}
-        write_run(run, {"loss": loss}, systems, **facts)
-        for system, order in {"untuned_student": [1, 0], "tuned_student": [0, 1]}.items():
-            lines = [f"{q} Q0 p{p} {r} 0 t" for q in queries for r, p in enumerate(order)]
-            (run / f"{system}.trec").write_text("\n".join(lines))
 
 
 def test_the_queries_that_moved_most(tmp_path):
