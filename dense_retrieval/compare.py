@@ -7,14 +7,19 @@ queries. Left in the output folder: a page for the browser, and the tables as Ma
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 from rich.console import Console
 
+from dense_retrieval import sweep
 from dense_retrieval.comparison import page, tables
 from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.comparison.runs import find, read_all
 from dense_retrieval.evaluation.table import UNTUNED
 from dense_retrieval.records import InputError
+from dense_retrieval.tracking import Tracker
 
 
 def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, list[str]]:
@@ -26,6 +31,50 @@ def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, lis
     runs, problems = read_all(find(paths))
     comparison = Comparison(runs, baseline)
     return comparison, [*problems.values(), *comparison.excluded.values()]
+
+
+def report(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
+    """Compare; show the tables, write them and the page to a folder, and log them where the runs are.
+
+    Raises:
+        InputError: as :func:`compare`.
+    """
+    comparison, problems = compare(paths, baseline)
+    console = Console()
+    for table in tables.terminal(comparison):
+        console.print(table)
+    console.print(tables.note(comparison))
+    for problem in problems:
+        console.print(f"left out: {problem}", style="yellow", highlight=False)
+    html = page.render(comparison, problems)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "comparison.html").write_text(html, encoding="utf-8")
+    (output / "comparison.md").write_text(tables.markdown(comparison), encoding="utf-8")
+    (output / "comparison.tex").write_text(tables.latex(comparison), encoding="utf-8")
+    comparison.table.to_csv(output / "comparison.csv", index=False)
+    console.print(f"written: {output}/comparison.html, .md, .tex, .csv")
+    projects = [run.project for run in comparison.runs if run.project]
+    if projects:
+        name, group = f"comparison {paths[0].name}", paths[0].name if len(paths) == 1 else None
+        settings = {"baseline": baseline, "runs": [str(run.folder) for run in comparison.runs]}
+        tracker = Tracker(True, projects[0], name, group, settings, output)
+        tracker.table("comparison", [*comparison.table], comparison.table.to_numpy().tolist())
+        tracker.page("page", html)
+        tracker.finish({})
+
+
+class AfterSweep(Callback):
+    """Compares the jobs of a sweep when the last has ended, and says which failed."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        failed = sorted(file.parent.name for file in folder.glob(f"*/{sweep.FAILURE}"))
+        if config.hydra.job.name == "run" and any(folder.glob("**/metrics.json")):
+            report([folder], folder / "comparison")
+        if failed:
+            sys.exit(
+                f"error: job {', '.join(failed)} failed, see above; the same command goes on with what is missing"
+            )
 
 
 def main() -> None:
@@ -45,22 +94,9 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        comparison, problems = compare(given.runs, given.baseline)
+        report(given.runs, given.output or given.runs[0] / "comparison", given.baseline)
     except InputError as error:
         sys.exit(f"error: {error}")
-    console = Console()
-    for table in tables.terminal(comparison):
-        console.print(table)
-    console.print(tables.note(comparison))
-    for problem in problems:
-        console.print(f"left out: {problem}", style="yellow", highlight=False)
-    output = given.output or given.runs[0] / "comparison"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.md").write_text(tables.markdown(comparison), encoding="utf-8")
-    (output / "comparison.tex").write_text(tables.latex(comparison), encoding="utf-8")
-    (output / "comparison.html").write_text(page.render(comparison, problems), encoding="utf-8")
-    comparison.table.to_csv(output / "comparison.csv", index=False)
-    console.print(f"written: {output}/comparison.html, .md, .tex, .csv")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ A wrong key or type in a config file or on the command line fails before anythin
 """
 
 import functools
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -11,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
+from dense_retrieval import sweep
 from dense_retrieval.records import InputError
+
+log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 # In a checkout conf/ stands beside the package, in a wheel inside it.
@@ -309,6 +316,7 @@ class Logger:
 
     enabled: bool = True
     project: str = "dense_retrieval"
+    model: bool = False  # upload the tuned student too
 
 
 @dataclass
@@ -368,17 +376,26 @@ def package_file(module: str, relative: str) -> str:
     return str(path)
 
 
-def one_line_errors(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A Hydra main function whose InputErrors are printed as one line, without a traceback."""
+def one_line_errors(main: Callable[[Any], float | None]) -> Callable[[Any], float | None]:
+    """A Hydra main function whose InputErrors are one line, without a traceback.
+
+    A job of a sweep that fails returns NaN and leaves the line in its folder: the others go on.
+    """
 
     @functools.wraps(main)
-    def wrapped(config: Any) -> Any:
+    def wrapped(config: Any) -> float | None:
         try:
             return main(config)
         except Exception as error:
             cause: BaseException | None = error
             while cause and not isinstance(cause, InputError):  # Hydra wraps what a target raises
                 cause = cause.__cause__
+            job = HydraConfig.get()
+            if job.mode == RunMode.MULTIRUN:
+                line = f"error: {cause or repr(error)}"
+                log.error(line, exc_info=None if cause else error)
+                Path(job.runtime.output_dir, sweep.FAILURE).write_text(line)
+                return math.nan
             if cause is None:
                 raise
             raise CompactHydraException(f"error: {cause}") from None
@@ -387,6 +404,8 @@ def one_line_errors(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+# Cached: a sweep's jobs, which have overrides of their own, get the name that the sweep has.
+OmegaConf.register_new_resolver("sweep_name", sweep.name, replace=True, use_cache=True)
 _store = ConfigStore.instance()
 _store.store(name="schema", node=Config)
 _store.store(name="teacher_training_schema", node=TeacherTraining)

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from dense_retrieval import sweep
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import evaluate, report, table
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
@@ -37,6 +38,9 @@ def main(config: Config) -> float:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    if done := sweep.finished(folder, settings):
+        log.info("finished before: %s", folder)
+        return float(np.mean([metrics["systems"][TUNED]["means"]["nDCG@10"] for metrics in done]))
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     group = folder.parent.name if job.mode == RunMode.MULTIRUN else None
     choices: Any = job.runtime.choices
@@ -67,8 +71,11 @@ def main(config: Config) -> float:
         tracker.table(
             f"{title} results".strip(), ["system", "queries", *table.SHOWN], table.cells(rows[title])
         )
+        tracker.table(f"{title} queries".strip(), *_by_query(of, before[title]))
     card = report.model_card(settings, rows, shared)
     report.link_model(stages.training_folder / "model", folder / "model", card)
+    if config.logger.model:
+        tracker.model(folder / "model")
     tracker.finish(
         {
             "/".join(filter(None, (title, row.system, metric))): value
@@ -140,6 +147,16 @@ def _after_training(
     if heldout:
         Console().print(table.by_querytype(heldout, "synthetic queries of held-out passages"))
     return rows
+
+
+def _by_query(stages: Stages, measured: Measured) -> tuple[list[str], list[list[Any]]]:
+    """Columns and lines of a table: a line a test query, its nDCG@10 by system."""
+    queries, _ = stages.test_queries(stages.split)
+    values = [of_system["nDCG@10"] for of_system in measured.values.values()]
+    judged = np.flatnonzero(~np.isnan(values[0]))
+    lines = zip(*(list(column) for column in (queries["id"], queries["text"], *values)), strict=True)
+    every = [*map(list, lines)]
+    return ["query", "text", *measured.values], [every[row] for row in judged]
 
 
 def _by_querytype(stages: Stages) -> dict[str, list[table.Row]]:

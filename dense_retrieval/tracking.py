@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Tracker:
                 )
                 return
             except Exception as error:
-                log.warning("Weights & Biases (%s): %s", attempt, str(error).splitlines()[0])
+                log.warning("Weights & Biases (%s): %s", attempt, str(error).partition("\n")[0])
 
     def _try(self, action: Callable[[], Any]) -> None:
         if self.run is None:
@@ -62,7 +63,7 @@ class Tracker:
         try:
             action()
         except Exception as error:
-            log.warning("Weights & Biases stopped: %s", str(error).splitlines()[0])
+            log.warning("Weights & Biases stopped: %s", str(error).partition("\n")[0])
             self.run = None
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -70,7 +71,24 @@ class Tracker:
         self._try(lambda: self.run.log(dict(values), step=step))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self._try(lambda: self.run.log({name: wandb.Table(columns=list(columns), data=[*map(list, rows)])}))
+        self._try(
+            lambda: self.run.log(
+                {name: wandb.Table(list(columns), [*map(list, rows)], allow_mixed_types=True)}
+            )
+        )
+
+    def page(self, name: str, html: str) -> None:
+        self._try(lambda: self.run.log({name: wandb.Html(html, inject=False, data_is_not_path=True)}))
+
+    def model(self, folder: Path) -> None:
+        """The model as an artifact, by the run's name."""
+
+        def upload() -> None:
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", self.run.name), type="model")
+            artifact.add_dir(str(folder))
+            self.run.log_artifact(artifact)
+
+        self._try(upload)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the final metrics and close the run."""

@@ -14,7 +14,12 @@ from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels
 def write_run(folder, settings: dict, values: dict[str, np.ndarray], corpus: str = "kale", **facts) -> None:
     """A run folder of what a comparison reads; ``values`` are nDCG@10 by system."""
     choices = {"data": corpus} | {k: v for k, v in settings.items() if k in ("loss", "querytype", "student")}
-    config: dict = {"seed": 0, "data": {"name": corpus}, "cache_dir": str(folder)}
+    config: dict = {
+        "seed": 0,
+        "data": {"name": corpus},
+        "cache_dir": str(folder),
+        "logger": {"enabled": False},
+    }
     for name, value in settings.items():
         if name not in choices:
             group, _, key = name.rpartition(".")

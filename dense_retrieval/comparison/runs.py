@@ -14,6 +14,7 @@ import yaml
 from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.evaluation.table import TUNED
 from dense_retrieval.records import InputError
+from dense_retrieval.sweep import FAILURE
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Run:
         settings: ``loss.infonce_weight`` -> value, of all that may change results; ``loss`` -> the choice.
         systems: name -> ``(Q, 4)`` values of :data:`METRICS`, by query id.
         facts: all that ``metrics.json`` says.
+        project: in Weights & Biases; None if the run was not logged.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Run:
     settings: dict[str, Any]
     systems: dict[str, pandas.DataFrame]
     facts: dict[str, Any]
+    project: str | None
 
     @property
     def seed(self) -> int:
@@ -86,7 +89,9 @@ def read(folder: Path) -> list[Run]:
     """
     files = sorted(folder.glob("metrics.json")) or sorted(folder.glob("*/metrics.json"))
     if not files:
-        raise InputError(f"{folder} has no metrics.json: the run did not finish; start it again")
+        failure = folder / FAILURE
+        why = f" ({failure.read_text()})" if failure.is_file() else ""
+        raise InputError(f"{folder} has no metrics.json: the run did not finish{why}; start it again")
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         return [_read(file.parent, config) for file in files]
@@ -113,7 +118,8 @@ def _read(folder: Path, config: Mapping[str, Any]) -> Run:
     settings = _flat(config) | facts["choices"]
     settings = {name: value for name, value in settings.items() if not name.startswith(_WITHOUT_EFFECT)}
     corpus = facts["corpus"] + (f" ({facts['split']})" if facts["split"] != "test" else "")
-    return Run(folder, corpus, settings, systems, facts)
+    logger = config["logger"]
+    return Run(folder, corpus, settings, systems, facts, logger["project"] if logger["enabled"] else None)
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -191,10 +191,11 @@ def main(config: TeacherTraining) -> None:
         max_tokens=config.max_tokens,
         seed=config.seed,
     )
+    teacher.classifier.half().save_pretrained(str(output))  # half: a file of half the size
+    teacher.classifier.float()
     dev = slice(n_train, None)
     dev_lists = CandidateList(lists[1].passages[dev] + hidden[dev, None], lists[1].scores[dev])
     before, after = reranking_ndcg(teacher, queries[dev], texts, dev_lists, positive[dev] + hidden[dev])
-    teacher.classifier.half().save_pretrained(str(output))  # half: a file of half the size
     shutil.rmtree(output / "embeddings")
     report = {"dev_ndcg@10_bi_encoder": before, "dev_ndcg@10_reranked": after, "loss": losses}
     report["settings"] = OmegaConf.to_container(config, resolve=False)

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dense_retrieval"
 LAYERS = [
     ["records", "batching", "losses"],
-    ["stage", "memo", "config", "tracking", "hub"],
+    ["stage", "memo", "config", "tracking", "hub", "sweep"],
     ["corpus"],
     ["queries"],
     ["student"],
@@ -23,7 +23,7 @@ LAYERS = [
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
-CONFIGURED = ("run.py", "generate.py", "stages/", "config.py", "teacher/train.py")
+CONFIGURED = ("run.py", "compare.py", "generate.py", "stages/", "config.py", "teacher/train.py")
 
 
 def imported(file: Path) -> set[str]:

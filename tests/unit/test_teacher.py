@@ -139,7 +139,9 @@ def beir(tmp_path):
     for split, rows in {"test": range(5), "train": range(5, 20)}.items():
         judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
         (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-    claims = [{"passage_id": f"p{i}", "querytype": "claim", "text": f"It is {i}."} for i in range(20)]
+    claims = [
+        {"passage_id": f"p{i}", "querytype": "claim", "text": f"It weighs {i} grams."} for i in range(20)
+    ]
     (tmp_path / "claims.jsonl").write_text("\n".join(map(json.dumps, claims)))
     return tmp_path
 
@@ -151,11 +153,11 @@ def test_pairs_of_titles_claims_and_people(beir):
     found = pairs.read(str(beir), ["human", "title", "claim"], str(beir / "claims.jsonl"))
     by_kind = {
         "human": [f"what is {i}" for i in range(5, 20) if i not in heldout],
-        "claim": [f"It is {i}." for i in range(20) if i not in heldout],
+        "claim": [f"It weighs {i} grams." for i in range(20) if i not in heldout],
         "title": [t for i, t in enumerate(["Kale", "Basalt", "", "Fens"]) if t and i not in heldout],
     }
     assert found.queries[: len(by_kind["human"])] == by_kind["human"]
-    assert [q for q in found.queries if q.startswith("It is")] == by_kind["claim"]
+    assert [q for q in found.queries if q.startswith("It weighs")] == by_kind["claim"]
     for query, row, titled in zip(found.queries, found.positive, found.from_title, strict=True):
         assert titled == (query in ["Kale", "Basalt", "Fens"] or query.startswith("Thing"))
         assert row not in heldout
