@@ -302,7 +302,9 @@ class Trainer:
 
 @dataclass
 class Evaluation:
-    split: str = "test"  # whose human queries are tested on; settings are better chosen on "train" or "dev"
+    # Whose human queries are tested on. Settings are better chosen on "train" or "dev", where there are
+    # such, or on "synthetic_dev": the queries whose losses choose the checkpoint.
+    split: str = "test"
     headroom_queries: int | None = 100  # test queries that the teacher reranks; None = all
     headroom_k: int = 20  # of the untuned student's best passages
     heldout_types: list[str] = field(

@@ -6,8 +6,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -85,3 +90,75 @@ def cross_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """40 passages of random words; test and synthetic queries are a passage's first words."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
+    lines = [json.dumps({"_id": f"p{i}", "title": "", "text": t}) for i, t in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    queries = [{"_id": f"q{i}", "text": " ".join(t.split()[:4])} for i, t in enumerate(texts[:20])]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (folder / "qrels").mkdir()
+    for split, rows in {"test": range(10), "train": range(10, 20)}.items():
+        judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    synthetic = [
+        {
+            "passage_id": f"p{i}",
+            "querytype": kind,
+            "text": " ".join(t.split()[start : start + 5]) + "?" * start,
+        }
+        for i, t in enumerate(texts)
+        for start, kind in enumerate(["claim", "question"])
+    ]
+    (folder / "synthetic.jsonl").write_text("\n".join(map(json.dumps, synthetic)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(corpus, encoder_folder, cross_encoder_folder) -> list[str]:
+    """The overrides that make a run tiny."""
+    return [
+        "data=beir",
+        f"data.path={corpus}",
+        "data.heldout=4",
+        "querytype=claim",
+        "generator=files",
+        f"generator.path={corpus}/synthetic.jsonl",
+        "student=custom",
+        f"student.path={encoder_folder}",
+        "student.pooling=mean",
+        "student.passage_length=32",
+        "teacher=custom",
+        f"teacher.path={cross_encoder_folder}",
+        "teacher.max_length=48",
+        "groups.list_size=4",
+        "groups.teacher_top1=false",
+        "groups.source_top_k=40",
+        "trainer.batch_size=8",
+        "trainer.max_epochs=2",
+        "trainer.learning_rate=1e-3",
+        "evaluation.headroom_queries=5",
+        "evaluation.heldout_types=[claim,question]",
+    ]
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., subprocess.CompletedProcess]:
+    return _run
+
+
+def _run(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
+    process = subprocess.run(
+        [sys.executable, "-m", "dense_retrieval.run", *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert not check or process.returncode == 0, process.stderr[-3000:]
+    return process

@@ -12,73 +12,60 @@ from rich.progress import track
 from dense_retrieval.records import CandidateList, InputError
 
 
-def search(
-    passages: Sequence[str],
-    queries: Sequence[str],
-    k: int,
-    *,
-    library: str = "bm25s",
-    k1: float = 1.5,
-    b: float = 0.75,
-) -> CandidateList:
-    """The k best passages of each query; a passage that shares no word with it is no candidate.
+class BM25:
+    """An index of passages.
 
-    Words are lower-cased runs of two or more word characters without English stop words. Equal
-    scores are ordered by passage row.
+    Words are lower-cased runs of two or more word characters without English stop words.
 
     Args:
         library: ``bm25s`` (sparse matrix, for any corpus) or ``rank_bm25`` (a loop over passages, for
             small ones).
 
-    Returns:
-        ``(Q, k)``, padded where fewer passages share a word with the query.
-
     Raises:
         InputError: another library, or no passage has a word.
     """
-    vocabulary, score = _scorer(passages, library, k1, b)
-    found = CandidateList(
-        np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
-    )
-    for row, query in enumerate(track(_known_words(queries, vocabulary), "BM25", transient=True)):
-        if query:
-            best, scores = _best(score(query), k)
-            found.passages[row, : len(best)] = best
-            found.scores[row, : len(best)] = scores
-    return found
 
+    def __init__(
+        self, passages: Sequence[str], *, library: str = "bm25s", k1: float = 1.5, b: float = 0.75
+    ) -> None:
+        if library not in ("bm25s", "rank_bm25"):
+            raise InputError(f"retriever.library={library!r} is unknown; use bm25s or rank_bm25")
+        words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
+        if not words.vocab:
+            raise InputError(
+                "no passage has a word that BM25 could find: every text is empty or of stop words only"
+            )
+        self._vocabulary = words.vocab
+        self._scores = _bm25s(words, k1, b) if library == "bm25s" else _rank_bm25(words, k1, b)
 
-def score(
-    passages: Sequence[str],
-    queries: Sequence[str],
-    candidates: CandidateList,
-    *,
-    library: str = "bm25s",
-    k1: float = 1.5,
-    b: float = 0.75,
-) -> CandidateList:
-    """The candidates ``(Q, K)`` with their BM25 scores, 0 where no word is shared; see :func:`search`."""
-    vocabulary, score_all = _scorer(passages, library, k1, b)
-    scores = np.where(candidates.passages >= 0, 0.0, -np.inf).astype(np.float32)
-    for row, query in enumerate(_known_words(queries, vocabulary)):
-        there = candidates.passages[row] >= 0
-        if query:
-            scores[row, there] = score_all(query)[candidates.passages[row, there]]
-    return CandidateList(candidates.passages, scores)
+    def search(self, queries: Sequence[str], k: int) -> CandidateList:
+        """The k best passages of each query; a passage that shares no word with it is no candidate.
 
+        Equal scores are ordered by passage row.
 
-def _scorer(
-    passages: Sequence[str], library: str, k1: float, b: float
-) -> tuple[dict[str, int], Callable[[list[int]], np.ndarray]]:
-    """The vocabulary, and what gives a query's score of every passage."""
-    if library not in ("bm25s", "rank_bm25"):
-        raise InputError(f"retriever.library={library!r} is unknown; use bm25s or rank_bm25")
-    words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
-    if not words.vocab:
-        raise InputError(
-            "no passage has a word that BM25 could find: every text is empty or of stop words only"
+        Returns:
+            ``(Q, k)``, padded where fewer passages share a word with the query.
+        """
+        found = CandidateList(
+            np.full((len(queries), k), -1, dtype=np.int64),
+            np.full((len(queries), k), -np.inf, dtype=np.float32),
         )
-    return words.vocab, _bm25s(words, k1, b) if library == "bm25s" else _rank_bm25(words, k1, b)
+        known = _known_words(queries, self._vocabulary)
+        for row, query in enumerate(track(known, "BM25", transient=True, disable=len(queries) == 1)):
+            if query:
+                best, scores = _best(self._scores(query), k)
+                found.passages[row, : len(best)] = best
+                found.scores[row, : len(best)] = scores
+        return found
+
+    def score(self, queries: Sequence[str], candidates: CandidateList) -> CandidateList:
+        """The candidates ``(Q, K)`` with their BM25 scores, 0 where no word is shared."""
+        scores = np.where(candidates.passages >= 0, 0.0, -np.inf).astype(np.float32)
+        for row, query in enumerate(_known_words(queries, self._vocabulary)):
+            there = candidates.passages[row] >= 0
+            if query:
+                scores[row, there] = self._scores(query)[candidates.passages[row, there]]
+        return CandidateList(candidates.passages, scores)
 
 
 def _known_words(queries: Sequence[str], vocabulary: dict[str, int]) -> list[list[int]]:

@@ -5,6 +5,7 @@ first asked for. Each class adds to the one before: texts, labels, training, ran
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 
 import datasets
@@ -21,6 +22,7 @@ for library in ("bm25s", "httpx", "faiss.loader"):  # they narrate
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 datasets.disable_progress_bars()
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks for it
 
 
 def build(config: Config, log: Callable[[Mapping[str, float], int], None]) -> Stages | MixtureStages:

@@ -1,13 +1,13 @@
 """From training queries to groups: candidates, teacher scores, filters."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
-from dense_retrieval.candidates import bm25, filters, fusion
+from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.groups import build
 from dense_retrieval.records import CandidateList, Groups
 from dense_retrieval.search.index import search
@@ -41,7 +41,7 @@ class LabelStages(TeacherStages):
         retriever, groups = self.config.retriever, self.config.groups
         lists = []
         if retriever.bm25:
-            lists.append(self._bm25(self.queries["text"], retriever.k))
+            lists.append(self.bm25.search(self.queries["text"], retriever.k))
         if retriever.dense:
             embeddings = self.embeddings("training", tuned=False), self.embeddings("passages", tuned=False)
             lists.append(search(*embeddings, retriever.k, device=self.device))
@@ -51,10 +51,6 @@ class LabelStages(TeacherStages):
         near = filters.keep_source_within(found, source, groups.source_top_k)
         found = filters.cut(found, source, groups.list_size)
         return filters.drop(found, np.broadcast_to(~near[:, None], found.passages.shape))
-
-    def _bm25(self, queries: Sequence[str], k: int) -> CandidateList:
-        r = self.config.retriever
-        return bm25.search(self.corpus.passages["text"], queries, k, library=r.library, k1=r.k1, b=r.b)
 
     @cached_property
     def scores_folder(self) -> Path:
@@ -110,6 +106,11 @@ class LabelStages(TeacherStages):
     @cached_property
     def groups(self) -> Groups:
         return Groups.load(self.groups_folder / "groups.npz")
+
+    @cached_property
+    def dev_queries(self) -> Dataset:
+        """The training queries whose losses choose the checkpoint."""
+        return self.queries.select(np.unique(self.groups.query[self.groups.dev]))
 
     @cached_property
     def yields(self) -> dict[str, dict[str, Any]]:

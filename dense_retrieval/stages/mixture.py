@@ -48,7 +48,7 @@ class MixtureStages(TrainingStages):
         for stages in self.members.values():
             stages.store = self.store
             # What they test is the student of the mixture.
-            stages.use_student_of(lambda: self.training_folder)
+            stages.use_student(lambda: self.training_folder / "model")
 
     @cached_property
     def groups_folder(self) -> Path:

@@ -35,6 +35,8 @@ def counts_of(stage: Path) -> dict[str, Any]:
     return json.loads((stage / "stage.json").read_text())["counts"]
 
 
+SYNTHETIC_DEV = "synthetic_dev"  # a split: the synthetic queries of the training's dev passages
+
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
 _HOW_IT_ANSWERS = ("_target_", "model", "temperature", "top_p", "max_tokens", "dtype", "extra_body")
 
@@ -94,14 +96,14 @@ class QueryStages:
 
     @cached_property
     def split(self) -> str:
-        """Of the human queries that are tested on.
+        """Of the queries that are tested on.
 
         Raises:
             InputError: the corpus has no such split, or its queries are those trained on.
         """
         split = self.config.evaluation.split
-        if split not in self.corpus.queries:
-            there = ", ".join(sorted(self.corpus.queries))
+        if split not in (SYNTHETIC_DEV, *self.corpus.queries):
+            there = ", ".join([*sorted(self.corpus.queries), SYNTHETIC_DEV])
             raise InputError(f"evaluation.split={split}: this corpus has {there}")
         if split == "train" and "human" in self.config.querytype.types:
             raise InputError("evaluation.split=train with querytype=human would test on what is trained on")

@@ -10,7 +10,7 @@ from datasets import Dataset
 from dense_retrieval.candidates import filters
 from dense_retrieval.records import CandidateList, Qrels
 from dense_retrieval.search.index import search
-from dense_retrieval.stages.queries import plain
+from dense_retrieval.stages.queries import SYNTHETIC_DEV, plain
 from dense_retrieval.stages.training import TrainingStages
 
 RANKING_DEPTH = 101  # 100 are measured; one more, for where a query finds itself
@@ -25,10 +25,11 @@ class Stages(TrainingStages):
         return {"": self}
 
     def test_queries(self, of: str) -> tuple[Dataset, Qrels]:
-        """The human queries of the split, or the synthetic ones of "heldout" passages: each finds its own."""
-        if of != "heldout":
+        """The human queries of a split; or synthetic ones, each of which is to find its own passage: of the
+        "heldout" passages, or of the training queries those that training only measures (SYNTHETIC_DEV)."""
+        if of in self.corpus.queries:
             return self.corpus.queries[of], self.corpus.qrels[of]
-        queries = self.heldout_queries
+        queries = self.heldout_queries if of == "heldout" else self.dev_queries
         rows = np.arange(len(queries))
         return queries, Qrels(rows, np.array(queries["source"], dtype=np.int64), np.ones_like(rows))
 
@@ -50,15 +51,15 @@ class Stages(TrainingStages):
     def bm25_ranking(self, of: str) -> CandidateList:
         settings = plain(self.config.retriever, only=["library", "k1", "b"]) | {"k": RANKING_DEPTH, "of": of}
         inputs = {"corpus": self.corpus_folder}
-        if of == "heldout":
-            inputs["queries"] = self.heldout_folder
+        if of not in self.corpus.queries:
+            inputs["queries"] = self.heldout_folder if of == "heldout" else self.groups_folder
         texts = self.test_queries(of)[0]["text"]
-        return self._ranking("bm25", of, settings, inputs, lambda: self._bm25(texts, RANKING_DEPTH))
+        return self._ranking("bm25", of, settings, inputs, lambda: self.bm25.search(texts, RANKING_DEPTH))
 
     def student_ranking(self, tuned: bool, of: str) -> CandidateList:
         settings = {"k": RANKING_DEPTH, "bf16": self.bf16, "pooling": self.config.student.pooling}
         inputs = {"passages": self.tokens_folder("passages"), "queries": self.tokens_folder(of)}
-        inputs["student"] = self.training_folder if tuned else self.student_folder
+        inputs["student"] = self.tuned_folder if tuned else self.student_folder
 
         def rank() -> CandidateList:
             embeddings = self.embeddings(of, tuned), self.embeddings("passages", tuned)
@@ -69,7 +70,7 @@ class Stages(TrainingStages):
     @cached_property
     def teacher_queries(self) -> np.ndarray:
         """``(n,)`` rows of the judged test queries that the teacher reranks for."""
-        judged = np.unique(self.corpus.qrels[self.split].query)
+        judged = np.unique(self.test_queries(self.split)[1].query)
         n = self.config.evaluation.headroom_queries
         if n is None or n >= len(judged):
             return judged
@@ -86,14 +87,16 @@ class Stages(TrainingStages):
         settings["of"] = self.split
         inputs = {"corpus": self.corpus_folder, "passages": self.tokens_folder("passages")}
         inputs |= {"student": self.student_folder} | self.teacher_inputs
+        if self.split == SYNTHETIC_DEV:
+            inputs["queries"] = self.groups_folder
 
         def build_teacher_ranking(folder: Path) -> None:
             found = self.student_ranking(False, self.split)
             others = np.setdiff1d(np.arange(len(found.passages)), self.teacher_queries)
             found.passages[others] = -1
             top = CandidateList(found.passages[:, :k], found.scores[:, :k])
-            queries = self.corpus.queries[self.split]
-            texts, types = queries["text"], ["human"] * len(queries)
+            queries, _ = self.test_queries(self.split)
+            texts, types = queries["text"], queries["querytype"]
             ranked = self.score(top, self.split, texts, types, "teacher reranking").ranked()
             least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
             # What it did not see stands below what it did, in the student's order.

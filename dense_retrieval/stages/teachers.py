@@ -10,7 +10,6 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from dense_retrieval.candidates import bm25
 from dense_retrieval.hub import model_folder
 from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, InputError
@@ -101,9 +100,7 @@ class TeacherStages(TextStages):
         self, member: Any, candidates: CandidateList, of: str, queries: Sequence[str], label: str
     ) -> CandidateList:
         if member == "bm25":
-            r = self.config.retriever
-            settings: dict[str, Any] = {"library": r.library, "k1": r.k1, "b": r.b}
-            return bm25.score(self.corpus.passages["text"], queries, candidates, **settings)
+            return self.bm25.score(queries, candidates)
         if member == "student":
             passages = self.embeddings("passages", tuned=False)[candidates.passages]
             cosines = np.einsum("qd,qkd->qk", self.embeddings(of, tuned=False), passages)

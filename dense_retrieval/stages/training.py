@@ -62,15 +62,13 @@ class TrainingStages(LabelStages):
         """``(G,)`` which corpus a group is of, where there are several."""
         return None
 
-    def use_student_of(self, training_folder: Callable[[], Path]) -> None:
+    def use_student(self, model_folder: Callable[[], Path]) -> None:
         """Test a student that others trained, in place of one's own."""
-        self._trained_elsewhere = training_folder
+        self._trained_elsewhere = model_folder
 
     @cached_property
     def training_folder(self) -> Path:
         """The tuned student, with how it was trained in ``training.json``."""
-        if self._trained_elsewhere:
-            return self._trained_elsewhere()
         trainer = plain(self.config.trainer, "chunk_tokens", "graph_tokens", "devices")
         settings = {
             "trainer": trainer,
@@ -126,6 +124,10 @@ class TrainingStages(LabelStages):
         scale[self.groups.query] = np.load(self.groups_folder / "scale.npy")
         return ScoredLater(self.teacher, self.queries["text"], self.corpus.passages["text"], scale)
 
+    @property
+    def tuned_folder(self) -> Path:
+        return self._trained_elsewhere() if self._trained_elsewhere else self.training_folder / "model"
+
     @cached_property
     def tuned_student(self) -> BiEncoder:
-        return instantiate(self.config.student, path=str(self.training_folder / "model"), revision=None)
+        return instantiate(self.config.student, path=str(self.tuned_folder), revision=None)

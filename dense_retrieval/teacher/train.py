@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dense_retrieval.batching import pack
-from dense_retrieval.candidates import bm25
+from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.config import CONF, TeacherTraining, one_line_errors
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.search.index import search
@@ -163,7 +163,7 @@ def main(config: TeacherTraining) -> None:
     chosen = np.random.default_rng(config.seed).permutation(len(found.queries))[: n_train + n_dev]
     queries, positive = [found.queries[int(row)] for row in chosen], found.positive[chosen]
     lists = [
-        bm25.search(found.passages, queries, config.depth),
+        BM25(found.passages).search(queries, config.depth),
         dense_candidates(config.base, found.passages, queries, config.depth, output / "embeddings"),
     ]
     groups = hard_negatives(positive, lists, found.topic, config.negatives_each, config.seed)

@@ -15,84 +15,16 @@ import ir_measures
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from conftest import WORDS
 from omegaconf import OmegaConf
 from pandas import read_csv
 from scipy.stats import ttest_rel
 from sentence_transformers import SentenceTransformer
 
-TYPES = ["claim", "question"]
+from dense_retrieval.search.__main__ import results
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    """40 passages of random words; test and synthetic queries are a passage's first words."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
-    lines = [json.dumps({"_id": f"p{i}", "title": "", "text": t}) for i, t in enumerate(texts)]
-    (folder / "corpus.jsonl").write_text("\n".join(lines))
-    queries = [{"_id": f"q{i}", "text": " ".join(t.split()[:4])} for i, t in enumerate(texts[:20])]
-    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    (folder / "qrels").mkdir()
-    for split, rows in {"test": range(10), "train": range(10, 20)}.items():
-        judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-    synthetic = [
-        {
-            "passage_id": f"p{i}",
-            "querytype": kind,
-            "text": " ".join(t.split()[start : start + 5]) + "?" * start,
-        }
-        for i, t in enumerate(texts)
-        for start, kind in enumerate(TYPES)
-    ]
-    (folder / "synthetic.jsonl").write_text("\n".join(map(json.dumps, synthetic)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def command(corpus, encoder_folder, cross_encoder_folder) -> list[str]:
-    """The overrides that make a run tiny."""
-    return [
-        "data=beir",
-        f"data.path={corpus}",
-        "data.heldout=4",
-        "querytype=claim",
-        "generator=files",
-        f"generator.path={corpus}/synthetic.jsonl",
-        "student=custom",
-        f"student.path={encoder_folder}",
-        "student.pooling=mean",
-        "student.passage_length=32",
-        "teacher=custom",
-        f"teacher.path={cross_encoder_folder}",
-        "teacher.max_length=48",
-        "groups.list_size=4",
-        "groups.teacher_top1=false",
-        "groups.source_top_k=40",
-        "trainer.batch_size=8",
-        "trainer.max_epochs=2",
-        "trainer.learning_rate=1e-3",
-        "evaluation.headroom_queries=5",
-        "evaluation.heldout_types=[claim,question]",
-    ]
-
-
-def run(folder: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
-    process = subprocess.run(
-        [sys.executable, "-m", "dense_retrieval.run", *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-    assert not check or process.returncode == 0, process.stderr[-3000:]
-    return process
-
-
-@pytest.fixture(scope="module")
-def finished(command, tmp_path_factory) -> Path:
+def finished(run, command, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     run(folder, *command, "hydra.run.dir=runs/first")
     return folder
@@ -149,7 +81,7 @@ def test_the_comparison_says_what_the_run_says(finished):
 def test_heldout_queries_are_measured_by_type(finished):
     """Each of the 4 held-out passages has a query of both types, which no training query came from."""
     metrics = json.loads((finished / "runs/first/metrics.json").read_text())
-    for kind in TYPES:
+    for kind in ["claim", "question"]:
         rows = {row["system"]: row for row in metrics["heldout"][kind]}
         assert list(rows) == ["BM25", "untuned student", "tuned student"]
         assert all(row["n"] == 4 for row in rows.values())
@@ -190,7 +122,7 @@ def test_the_run_says_what_made_it(finished):
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_the_same_run_again_comes_from_the_cache(finished, command):
+def test_the_same_run_again_comes_from_the_cache(run, finished, command):
     log = run(finished, *command, "hydra.run.dir=runs/second").stdout
     assert "built in" not in log and "from the cache" in log
     first, second = (
@@ -199,12 +131,12 @@ def test_the_same_run_again_comes_from_the_cache(finished, command):
     assert first == second
 
 
-def test_evaluating_differently_does_not_train_again(finished, command):
+def test_evaluating_differently_does_not_train_again(run, finished, command):
     log = run(finished, *command, "evaluation.headroom_queries=3", "hydra.run.dir=runs/third").stdout
     assert re.findall(r"(\w+): built in", log) == ["teacher_ranking"]
 
 
-def test_testing_on_other_heldout_queries_does_not_train_again(finished, command):
+def test_testing_on_other_heldout_queries_does_not_train_again(run, finished, command):
     without = [c for c in command if "heldout_types" not in c]
     log = run(finished, *without, "evaluation.heldout_types=[claim]", "hydra.run.dir=runs/fourth").stdout
     assert set(re.findall(r"(\w+): built in", log)) <= {
@@ -216,14 +148,14 @@ def test_testing_on_other_heldout_queries_does_not_train_again(finished, command
     }
 
 
-def test_another_split_is_tested_without_training_again(finished, command):
+def test_another_split_is_tested_without_training_again(run, finished, command):
     log = run(finished, *command, "evaluation.split=train", "hydra.run.dir=runs/split").stdout
     assert "training" not in re.findall(r"(\w+): built in", log)
     table = parquet.read_table(finished / "runs/split/per_query.parquet").to_pandas()
     assert set(table["query"]) == {f"q{i}" for i in range(10, 20)}
 
 
-def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
+def test_a_sweep_builds_each_upstream_artifact_once(run, finished, command):
     losses, types = ["infonce", "listwise", "combined"], ["claim", "question"]
     without = [c for c in command if not c.startswith("querytype=")]
     grid = [f"loss={','.join(losses)}", f"querytype={','.join(types)}"]
@@ -239,7 +171,7 @@ def test_a_sweep_builds_each_upstream_artifact_once(finished, command):
     assert not {"corpus", "bm25"} & set(built)
 
 
-def test_an_ensemble_of_teachers_bm25_and_the_student(finished, command, cross_encoder_folder):
+def test_an_ensemble_of_teachers_bm25_and_the_student(run, finished, command, cross_encoder_folder):
     """The pairs that the single teacher scored are not scored again; the mean is of normalised scores."""
     without = [c for c in command if not c.startswith("teacher")]
     member = f"'teacher=custom teacher.path={cross_encoder_folder} teacher.max_length=48'"
@@ -260,7 +192,7 @@ def test_an_ensemble_of_teachers_bm25_and_the_student(finished, command, cross_e
     assert (there == np.isfinite(scores[1])).all() and not np.allclose(scores[0][there], scores[1][there])
 
 
-def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(finished, command, corpus, tmp_path):
+def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(run, finished, command, corpus, tmp_path):
     """Each corpus has the numbers of its own run before training; both have the same tuned student."""
     smaller = tmp_path / "smaller"
     shutil.copytree(corpus, smaller)
@@ -374,7 +306,7 @@ def test_a_killed_generation_ends_with_the_same_queries(command, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_clear_line(finished, command, overrides, message):
+def test_bad_input_is_one_clear_line(run, finished, command, overrides, message):
     replaced = {o.split("=")[0] for o in overrides}
     if "data" in replaced:
         replaced |= {"data.path", "data.heldout"}
@@ -403,3 +335,43 @@ def test_it_runs_from_a_wheel_outside_the_checkout(tmp_path):
     config = OmegaConf.create(process.stdout)
     for path in (config.data.queries, config.teacher.adapter):
         assert Path(path).is_relative_to(tmp_path / "site") and Path(path).exists()
+
+
+def test_a_typed_query_finds_what_the_run_found(finished, corpus, monkeypatch):
+    """By three systems; a model folder searches as its run does."""
+    monkeypatch.chdir(finished)
+    lines = (corpus / "queries.jsonl").read_text().splitlines()[:2]
+    asked = [json.loads(line) for line in lines]
+    texts = {p["_id"]: p["text"] for p in map(json.loads, (corpus / "corpus.jsonl").read_text().splitlines())}
+    own = (finished / "runs/first/.hydra/overrides.yaml").read_text()
+    overrides = [line.removeprefix("- ").strip("'") for line in own.splitlines()]
+    by_run = list(results(Path("runs/first"), [], iter(q["text"] for q in asked), 3))
+    by_model = list(results(Path("runs/first/model"), overrides, iter(q["text"] for q in asked), 3))
+    for system, file in {
+        "BM25": "BM25",
+        "untuned student": "untuned_student",
+        "tuned student": "tuned_student",
+    }.items():
+        ranked: dict[str, list] = {}
+        for scored in ir_measures.read_trec_run(f"runs/first/{file}.trec"):
+            ranked.setdefault(scored.query_id, []).append((scored.score, texts[scored.doc_id]))
+        for query, (text, found), (_, again) in zip(asked, by_run, by_model, strict=True):
+            assert text == query["text"]
+            best = sorted(ranked[query["_id"]], key=lambda pair: -pair[0])[:3]
+            for one in (found[system], again[system]):
+                assert [t for _, t in one] == [t for _, t in best]
+                assert [s for s, _ in one] == pytest.approx([s for s, _ in best], abs=1e-5)
+
+
+def test_searching_from_the_shell(finished):
+    def searched(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "dense_retrieval.search", *arguments]
+        return subprocess.run(command, cwd=finished, input="cell star\n\n", capture_output=True, text=True)
+
+    shown = searched("runs/first", "--top", "2")
+    assert shown.returncode == 0 and "untuned student" in shown.stdout and "cell star" in shown.stdout
+    missing = searched("runs/nowhere")
+    assert missing.returncode == 1 and missing.stderr == "error: runs/nowhere: there is no such folder\n"
+    unknown = searched("runs/first", "retriever=splade")
+    assert unknown.returncode == 1 and unknown.stderr.startswith("error: ") and "splade" in unknown.stderr
+    assert "Traceback" not in unknown.stderr

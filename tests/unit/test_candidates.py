@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dense_retrieval
-from dense_retrieval.candidates import bm25, filters, fusion
+from dense_retrieval.candidates import filters, fusion
+from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.records import CandidateList, InputError
 
 ARTICLES = Path(dense_retrieval.__file__).parent / "corpus" / "wikivital" / "articles.jsonl.gz"
@@ -60,7 +61,7 @@ def formula(passages: list[str], query: str, k1: float, b: float) -> list[float]
     k1=st.sampled_from([0.9, 1.5]),
 )
 def test_bm25_is_its_formula(library, passages, query, k, k1):
-    found = bm25.search(passages, [query], k, library=library, k1=k1, b=0.75)
+    found = BM25(passages, library=library, k1=k1, b=0.75).search([query], k)
     expected = np.round(formula(passages, query, k1, 0.75), 9)
     order = [row for row in np.argsort(-expected, kind="stable") if expected[row] > 0][:k]
     assert rows_of(found) == [order]
@@ -73,7 +74,7 @@ def test_libraries_rank_real_articles_alike(k1, b):
         articles = [json.loads(line) for line, _ in zip(stream, range(400), strict=False)]
     passages = [f"{article['title']} {article['text']}" for article in articles]
     queries = [article["description"] or "" for article in articles[:60]]
-    one, other = (bm25.search(passages, queries, 100, library=x, k1=k1, b=b) for x in ("bm25s", "rank_bm25"))
+    one, other = (BM25(passages, library=x, k1=k1, b=b).search(queries, 100) for x in ("bm25s", "rank_bm25"))
     np.testing.assert_array_equal(one.passages, other.passages)
     np.testing.assert_array_equal(one.scores, other.scores)
     assert np.mean([row in found for row, found in enumerate(one.passages[:, :10])]) > 0.5
@@ -82,20 +83,20 @@ def test_libraries_rank_real_articles_alike(k1, b):
 @pytest.mark.parametrize("library", ["bm25s", "rank_bm25"])
 def test_bm25_without_common_words(library):
     passages = ["A bird, and a BIRD!", "", "the of", "a bird in the river"]
-    found = bm25.search(passages, ["birds", "", "the", "Bird", "river river"], 3, library=library)
+    found = BM25(passages, library=library).search(["birds", "", "the", "Bird", "river river"], 3)
     assert rows_of(found) == [[], [], [], [0, 3], [3]]
 
 
 def test_a_word_of_every_passage_still_finds():
-    found = bm25.search(["same word"] * 20_000, ["same"], 3)
+    found = BM25(["same word"] * 20_000).search(["same"], 3)
     assert rows_of(found) == [[0, 1, 2]]
 
 
 def test_bm25_names_what_is_wrong():
     with pytest.raises(InputError, match="rank_bm25"):
-        bm25.search(["bird"], ["bird"], 1, library="lucene")
+        BM25(["bird"], library="lucene")
     with pytest.raises(InputError, match="no passage has a word"):
-        bm25.search(["", "the a of"], ["bird"], 1)
+        BM25(["", "the a of"])
 
 
 def test_reciprocal_rank_by_hand():
@@ -187,9 +188,10 @@ def test_bm25_of_given_pairs_is_that_of_the_search(library):
         "rock rock rock",
     ]
     queries = ["kale rock", "dark basalt rock", "zebra", "the"]
-    found = bm25.search(passages, queries, 4, library=library)
+    index = BM25(passages, library=library)
+    found = index.search(queries, 4)
     asked = CandidateList(np.array([[3, 0, 2], [1, -1, -1], [0, 1, -1], [2, 3, 0]]), np.zeros((4, 3)))
-    scored = bm25.score(passages, queries, asked, library=library)
+    scored = index.score(queries, asked)
     for row, (rows, values) in enumerate(zip(asked.passages, scored.scores, strict=True)):
         known = dict(zip(found.passages[row].tolist(), found.scores[row].tolist(), strict=True))
         for passage, value in zip(rows.tolist(), values.tolist(), strict=True):

@@ -1,0 +1,131 @@
+"""python -m dense_retrieval.search MODEL_OR_RUN [OVERRIDE...]: type a query, see what three systems find.
+
+BM25, the untuned and the tuned student stand beside each other. A run is searched with its own settings,
+a model folder with those of the overrides (``data=fiqa student=bge_base``).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from rich.console import Console
+from rich.table import Table
+
+from dense_retrieval.config import CONF
+from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.search.index import search
+from dense_retrieval.stages import Stages
+from dense_retrieval.student.bi_encoder import BiEncoder
+
+_CHARACTERS = 160  # of a passage, shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dense_retrieval.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="MODEL_OR_RUN")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for dense_retrieval.run")
+    parser.add_argument("--top", type=int, default=5, help="passages a system (default: %(default)s)")
+    given = parser.parse_args()
+    try:
+        for query, found in results(given.folder, given.overrides, _typed(), given.top):
+            Console().print(beside_each_other(query, found))
+    except (InputError, HydraException) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _typed() -> Iterator[str]:
+    while True:
+        try:
+            query = input("query: " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if query.strip():
+            yield query.strip()
+
+
+def results(
+    folder: Path, overrides: list[str], queries: Iterator[str], top: int
+) -> Iterator[tuple[str, dict[str, list[tuple[float, str]]]]]:
+    """For each query as it comes, system -> scores and texts of its best passages.
+
+    Raises:
+        InputError: no such model or run; a mixture without ``data=`` of one corpus.
+    """
+    model, overrides = _model_of(folder, overrides)
+    with initialize_config_dir(CONF, version_base=None):
+        config: Any = compose("config", overrides=overrides)
+    if "members" in config.data:
+        raise InputError("data=mixture: search one of its corpora, data=NAME")
+    stages = Stages(config, lambda *_: None)
+    stages.use_student(lambda: model)
+    bm25, texts = stages.bm25, stages.corpus.passages["text"]
+    students = {UNTUNED: (stages.student, False), TUNED: (stages.tuned_student, True)}
+    passages = {name: stages.embeddings("passages", tuned) for name, (_, tuned) in students.items()}
+    for query in queries:
+        found = {"BM25": bm25.search([query], top)}
+        for name, (student, _) in students.items():
+            found[name] = search(_embed(student.cpu(), query), passages[name], top)
+        yield query, {name: _best(of, texts) for name, of in found.items()}
+
+
+def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
+    """The tuned student's folder, and the overrides: of a run its own, but for those given."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    own = folder / ".hydra" / "overrides.yaml"
+    if not own.is_file():
+        return folder, overrides
+    if not (folder / "model").is_dir():
+        raise InputError(f"{folder} has no model: the run did not finish; start it again")
+    replaced = {override.partition("=")[0] for override in overrides}
+    kept = [o for o in yaml.safe_load(own.read_text()) if o.partition("=")[0] not in replaced]
+    # The same weights, whose embeddings are in the cache already.
+    metrics = [json.loads(file.read_text()) for file in folder.glob("metrics.json")]
+    cached = [Path(of["artifacts"]["training"]) / "model" for of in metrics]
+    return next((path for path in cached if path.is_dir()), folder / "model"), [*kept, *overrides]
+
+
+@torch.inference_mode()
+def _embed(student: BiEncoder, query: str) -> np.ndarray:
+    """``(1, D)``"""
+    tokens = student.tokenizer(
+        student.query_prefix + query, truncation=True, max_length=student.query_length, return_tensors="pt"
+    )
+    return student.eval()(tokens["input_ids"], tokens["attention_mask"]).numpy()
+
+
+def _best(found: CandidateList, texts: Any) -> list[tuple[float, str]]:
+    rows, scores = found.passages[0], found.scores[0]
+    return [(float(s), texts[int(row)]) for row, s in zip(rows, scores, strict=True) if row >= 0]
+
+
+def beside_each_other(query: str, found: dict[str, list[tuple[float, str]]]) -> Table:
+    """A column a system, a line a rank."""
+    table = Table(title=query, show_lines=True)
+    table.add_column("")
+    for name in found:
+        table.add_column(name, ratio=1)
+    for rank in range(max(map(len, found.values()), default=0)):
+        cells = [
+            f"{of[rank][0]:.3f} {of[rank][1][:_CHARACTERS]}" if rank < len(of) else ""
+            for of in found.values()
+        ]
+        table.add_row(str(rank + 1), *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()
