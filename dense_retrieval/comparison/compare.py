@@ -1,6 +1,7 @@
 """What differs between runs, and what it did to the results."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,24 +97,29 @@ class Comparison:
 
     def _of(self, corpora: list[str], name: str) -> pandas.DataFrame:
         rows = [row for row in self.rows if all(corpus in row.values for corpus in corpora)]
-        parts = []
-        for metric in METRICS:
-            part = pandas.DataFrame([self._line(row, corpora, metric) for row in rows])
-            part.insert(0, "corpus", name)
-            tested = [i for i, row in enumerate(rows) if self.difference(row, corpora[0], metric) is not None]
-            for column in ("difference", "low", "high", "p_randomization", "p_t", "p_holm"):
-                part[column] = np.nan
-            if tested:
-                strata = [
-                    np.stack([self.difference(rows[i], corpus, metric).to_numpy() for i in tested])  # type: ignore[union-attr]
-                    for corpus in corpora
-                ]
-                interval = paired.bootstrap(strata, samples=self.samples)
-                random = paired.randomization_test(strata, samples=self.samples)
-                found = [paired.mean(strata), *interval.T, random, paired.t_test(strata), paired.holm(random)]
-                part.loc[tested, "difference":"p_holm"] = np.stack(found, axis=1)  # type: ignore[misc]
-            parts.append(part)
-        return pandas.concat(parts, ignore_index=True)
+        lines = [self._line(row, corpora, metric) for metric in METRICS for row in rows]
+        table = pandas.DataFrame(lines)
+        table.insert(0, "corpus", name)
+        for column in ("difference", "low", "high", "p_randomization", "p_t", "p_holm"):
+            table[column] = np.nan
+        # All metrics at once: they share the random numbers.
+        differences = {
+            row: [[self.difference(row, corpus, metric) for corpus in corpora] for metric in METRICS]
+            for row in rows
+        }
+        tested = [row for row in rows if differences[row][0][0] is not None]
+        if tested:
+            strata = [
+                np.array([differences[row][m][c] for m in range(len(METRICS)) for row in tested])
+                for c in range(len(corpora))
+            ]
+            interval = paired.bootstrap(strata, samples=self.samples)
+            random = paired.randomization_test(strata, samples=self.samples)
+            corrected = np.concatenate([paired.holm(p) for p in np.split(random, len(METRICS))])
+            found = [paired.mean(strata), *interval.T, random, paired.t_test(strata), corrected]
+            is_tested = [row in tested for row in rows] * len(METRICS)
+            table.loc[is_tested, "difference":"p_holm"] = np.stack(found, axis=1)  # type: ignore[misc]
+        return table
 
     def _line(self, row: Row, corpora: list[str], metric: str) -> dict[str, Any]:
         of_seed = np.mean([row.means[corpus][metric].to_numpy() for corpus in corpora], axis=0)
@@ -164,12 +170,13 @@ class Comparison:
 def _on_the_same_queries(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
     """Of each corpus the runs that were tested on the queries that most of them were tested on."""
     kept, excluded = [], {}
-    queries: dict[str, list[frozenset[str]]] = {}
+    queries: dict[str, Counter[frozenset[str]]] = {}
+    asked = {run: frozenset(run.systems[TUNED].index) for run in runs}
     for run in runs:
-        queries.setdefault(run.corpus, []).append(frozenset(run.systems[TUNED].index))
-    usual = {corpus: max(sets, key=sets.count) for corpus, sets in queries.items()}
+        queries.setdefault(run.corpus, Counter())[asked[run]] += 1
+    usual = {corpus: sets.most_common(1)[0][0] for corpus, sets in queries.items()}
     for run in runs:
-        if frozenset(run.systems[TUNED].index) == usual[run.corpus]:
+        if asked[run] == usual[run.corpus]:
             kept.append(run)
         else:
             excluded[run] = f"{run.folder} was tested on other queries of {run.corpus} than most runs are"
@@ -245,8 +252,11 @@ def _averaged(
     values, means = {}, {}
     for corpus in dict.fromkeys(run.corpus for run in runs):
         on_it = [run for run in runs if run.corpus == corpus]
-        queries = sorted(on_it[0].systems[TUNED].index)
-        tables = [run.systems[system].reindex(queries) for run in on_it]
+        queries = on_it[0].systems[TUNED].index
+        given = [run.systems[system] for run in on_it]
+        if system != TUNED:
+            given = list({id(table): table for table in given}.values())
+        tables = [table.reindex(queries) for table in given]
         if system != TUNED:
             tables = list({table.to_numpy().tobytes(): table for table in tables}.values())
         stacked = np.stack([table.to_numpy() for table in tables])

@@ -136,12 +136,16 @@ def _read(folder: Path, config: Mapping[str, Any], shared: dict[Any, Any]) -> Ru
 
 
 def _by_query(queries: np.ndarray, values: np.ndarray, shared: dict[Any, Any]) -> pandas.DataFrame:
-    """Metrics by query. Many runs have the same queries and the same BM25: these are in memory once."""
-    index = shared.setdefault(tuple(queries), pandas.Index(queries))
+    """Metrics by query, sorted. Many runs have the same queries and the same BM25: these are in memory once."""
+    key = tuple(queries)
+    if key not in shared:
+        order = np.argsort(queries)
+        shared[key] = order, pandas.Index(queries[order])
+    order, index = shared[key]
     content = hashlib.sha256(values.tobytes()).digest()
-    return shared.setdefault(
-        (id(index), content), pandas.DataFrame(values, index=index, columns=list(METRICS))
-    )
+    if (id(index), content) not in shared:
+        shared[id(index), content] = pandas.DataFrame(values[order], index=index, columns=list(METRICS))
+    return shared[id(index), content]
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
