@@ -49,11 +49,11 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
                 steps = enumerate(run.facts.get("training", {}).get("dev", []))
                 dev += [name | {"epoch": epoch, "loss": terms["loss"]} for epoch, terms in steps]
     made = []
-    for points, x, title in ((train, "step", "training loss"), (dev, "epoch", "dev loss")):
+    for points, x, kind, title in ((train, "step", "Q", "training loss"), (dev, "epoch", "O", "dev loss")):
         if points:
             chart = altair.Chart(pandas.DataFrame(points)).mark_line(point=len(points) < 200)
             chart = chart.encode(
-                x=altair.X(f"{x}:Q", axis=altair.Axis(tickMinStep=1, format="d")),
+                x=altair.X(f"{x}:{kind}", axis=altair.Axis(labelAngle=0, format="d")),
                 y=altair.Y("loss:Q", title=title, scale=altair.Scale(zero=False)),
                 color=altair.Color(
                     "name:N", title=None, legend=altair.Legend(labelLimit=320, symbolLimit=60)

@@ -22,7 +22,7 @@ def note(comparison: Comparison) -> str:
 def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
     """A header, and a line a system."""
     of = {metric: lines(comparison, corpus, metric) for metric in SHOWN}
-    header = ["system", *comparison.columns, "seeds", "queries", MAIN, "difference", "p", *SHOWN[1:]]
+    header = ["system", *comparison.columns, MAIN, "difference", "p", *SHOWN[1:], "seeds", "queries"]
     table = [header]
     for position in range(len(of[MAIN])):
         line = of[MAIN].iloc[position]
@@ -30,12 +30,12 @@ def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
             [
                 _system(line),
                 *(str(line[column]) for column in comparison.columns),
-                str(line["seeds"]),
-                str(line["queries"]),
                 value(line),
                 difference(line),
                 p_value(line["p_holm"]),
                 *(value(of[m].iloc[position]) + star(of[m].iloc[position]) for m in SHOWN[1:]),
+                str(line["seeds"]),
+                str(line["queries"]),
             ]
         )
     return table

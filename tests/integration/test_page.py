@@ -76,7 +76,7 @@ def test_a_column_s_name_sorts_by_it_also_from_the_keyboard(opened):
     assert column(opened, "nDCG@10") == sorted(before)
     head = button.find_element(By.XPATH, "..")
     assert head.get_attribute("aria-sort") == "ascending"
-    button = opened.find_elements(By.CSS_SELECTOR, ".sortable th button")[6]  # p: empty cells stay last
+    button = opened.find_elements(By.CSS_SELECTOR, ".sortable th button")[4]  # p: empty cells stay last
     button.click()
     assert column(opened, "p")[-1] == ""
 
