@@ -75,12 +75,11 @@ class NamedData(Data):
 
 
 @dataclass
-class Mixture:
-    """Several corpora, one student: ``conf/data/mixture.yaml``."""
+class Mixture(Data):
+    """Several corpora, one student: ``conf/data/mixture.yaml``. What is given here holds for all of them."""
 
+    _target_: str = ""
     members: list[str] = MISSING  # the overrides of each corpus, such as "data=fiqa querytype=mixed"
-    queries: str | None = None  # each member has its own
-    mixed: list[str] = field(default_factory=list)  # likewise
 
 
 @dataclass

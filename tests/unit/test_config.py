@@ -34,6 +34,26 @@ def test_every_choice_composes_by_one_override(group, choice):
     assert missing == set(free.get(group, {}).get(choice, []))
 
 
+@pytest.mark.parametrize("experiment", [choice for group, choice in CHOICES if group == "experiment"])
+def test_what_an_experiment_sweeps_is_free(experiment):
+    """Each of its values composes, also beside the paper's constants, and the command line wins."""
+    with initialize_config_dir(CONF, version_base=None):
+        config = compose("config", overrides=[f"experiment={experiment}"], return_hydra_config=True)
+    swept = config.hydra.sweeper.get("params") or {}
+    for name, values in swept.items():
+        if "(" in values:  # an interval of Optuna's
+            assert OmegaConf.select(config, name) is not None
+            continue
+        for value in values.split(","):
+            for experiments in (experiment, f"[paper,{experiment}]"):
+                composed(f"experiment={experiments}", f"{name}={value}")
+    assert composed(f"experiment={experiment}", "loss=infonce").loss.listwise_weight == 0
+    assert composed(f"experiment={experiment}", "querytype=claim").querytype.types == ["claim"]
+    for data in ("scifact", "general"):
+        config = composed(f"experiment=[paper,{experiment}]", f"data={data}")
+        assert config.loss.teacher_temperature == 0.3 and config.data.text == "text_only"
+
+
 def test_the_promised_choices_exist():
     promised = {
         "loss": "infonce listwise combined",
