@@ -61,7 +61,9 @@ class Comparison:
     def __init__(self, runs: Sequence[Run], baseline: str = UNTUNED, *, samples: int = 10_000) -> None:
         if not runs:
             raise InputError("there is no finished run to compare")
-        self.runs, self.excluded = _on_the_same_queries(runs)
+        once, repeated = _once(runs)
+        self.runs, others = _on_the_same_queries(once)
+        self.excluded = repeated | others
         self.baseline = baseline
         self.samples = samples
         self.columns = _columns(self.runs)
@@ -122,12 +124,16 @@ class Comparison:
         return table
 
     def _line(self, row: Row, corpora: list[str], metric: str) -> dict[str, Any]:
-        of_seed = np.mean([row.means[corpus][metric].to_numpy() for corpus in corpora], axis=0)
+        of_corpus = [row.means[corpus][metric].to_numpy() for corpus in corpora]
+        same_seeds = len({len(means) for means in of_corpus}) == 1  # else the mean alone
+        of_seed = np.mean(
+            of_corpus if same_seeds else [[m.mean() for m in of_corpus]], axis=0 if same_seeds else 1
+        )
         return {
             "name": row.name,
             "system": row.system,
             **{column: row.settings.get(column, "") for column in self.columns},
-            "seeds": len(of_seed),
+            "seeds": min(map(len, of_corpus)),
             "queries": sum(len(row.values[corpus][metric].dropna()) for corpus in corpora),
             "metric": metric,
             "mean": of_seed.mean(),
@@ -165,6 +171,16 @@ class Comparison:
         else:
             found = [o for o in self.rows if o.system == system and {*map(id, row.runs)} & {*map(id, o.runs)}]
         return found[0] if len(found) == 1 else None
+
+
+def _once(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
+    """Of runs with the same settings, seed and corpus the last."""
+    last = {_text([run.corpus, run.settings]): run for run in runs}
+    repeats = {run: last[_text([run.corpus, run.settings])] for run in runs}
+    excluded = {
+        run: f"{run.folder} has the settings of {by.folder}" for run, by in repeats.items() if by is not run
+    }
+    return [run for run in runs if run not in excluded], excluded
 
 
 def _on_the_same_queries(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:

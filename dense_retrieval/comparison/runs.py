@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _WITHOUT_EFFECT = (
     "cache_dir",
     "device",
+    "evaluation.headroom_queries",  # of the teacher's only
     "logger",
     "trainer.chunk_tokens",
     "trainer.graph_tokens",

@@ -13,8 +13,10 @@ import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from safetensors.torch import load_model, save_model
+from torch.multiprocessing import ProcessRaisedException
 
 from dense_retrieval.groups.datamodule import GroupsDataModule
+from dense_retrieval.records import InputError
 from dense_retrieval.training.module import DistillationModule
 
 
@@ -156,7 +158,13 @@ def fit(
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    try:
+        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    except ProcessRaisedException as error:  # of another process comes the text alone
+        _, known, message = str(error).rpartition("InputError: ")
+        if known:
+            raise InputError(message.strip()) from None
+        raise
     load_model(module.student, folder / "best.safetensors")
     module.student.eval()
     # With several devices all this happened in other processes.

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from dense_retrieval.config import CONF
 from dense_retrieval.evaluation import evaluate
@@ -22,16 +23,22 @@ def main() -> None:
     shared, teachers = sys.argv[1:cut], sys.argv[cut + 1 :]
     for words in teachers:
         with initialize_config_dir(CONF, version_base=None):
-            stages = Stages(compose("config", overrides=[*shared, *shlex.split(words)]), lambda *_: None)
-        _, qrels = stages.test_queries(stages.split)
-        rankings = {
-            "BM25": stages.bm25_ranking(stages.split),
-            "untuned student": stages.student_ranking(False, stages.split),
-            words: stages.teacher_ranking,
-        }
-        for name, ranking in rankings.items():
-            values = evaluate.per_query(ranking, qrels, stages.teacher_queries)["nDCG@10"]
-            print(f"{np.nanmean(values):.4f}  {int((~np.isnan(values)).sum())} queries  {name}", flush=True)
+            overrides = [*shared, *shlex.split(words)]
+            config = compose("config", overrides=overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(config)  # an ensemble's members take the overrides too
+            show(Stages(config, lambda *_: None), words)
+
+
+def show(stages: Stages, teacher: str) -> None:
+    _, qrels = stages.test_queries(stages.split)
+    rankings = {
+        "BM25": stages.bm25_ranking(stages.split),
+        "untuned student": stages.student_ranking(False, stages.split),
+        teacher: stages.teacher_ranking,
+    }
+    for name, ranking in rankings.items():
+        values = evaluate.per_query(ranking, qrels, stages.teacher_queries)["nDCG@10"]
+        print(f"{np.nanmean(values):.4f}  {int((~np.isnan(values)).sum())} queries  {name}", flush=True)
 
 
 if __name__ == "__main__":

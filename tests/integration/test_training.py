@@ -217,12 +217,15 @@ def test_checkpoints_hold_the_student_only(data, encoder_folder, tmp_path):
     assert {name.split(".")[0] for name in state["state_dict"]} == {"student"}
 
 
-def test_a_loss_that_is_not_a_number_stops_with_one_line(data, encoder_folder, tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_loss_that_is_not_a_number_stops_with_one_line(data, encoder_folder, tmp_path, devices):
     module, module_data = parts(data, encoder_folder)
     with torch.no_grad():
         next(module.student.parameters()).fill_(float("nan"))
-    with pytest.raises(InputError, match=r"step 0; lower trainer.learning_rate"):
-        fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
+    with pytest.raises(
+        InputError, match=r"^the training loss is nan.* step 0; lower trainer.learning_rate[^\n]*$"
+    ):
+        fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu", devices=devices)
 
 
 def test_batches_do_not_depend_on_who_asks(data):

@@ -237,6 +237,26 @@ def test_runs_on_other_queries_are_left_out(tmp_path):
     assert len(found.runs) == 4
 
 
+def test_a_repeated_run_counts_once(tmp_path):
+    """The last of those with the same settings and seed does."""
+    for folder, value in {"1": 0.25, "2": 0.75}.items():
+        values = {"untuned student": np.ones(5), "tuned student": np.full(5, value)}
+        write_run(tmp_path / folder, {"loss": "infonce", "evaluation.headroom_queries": int(folder)}, values)
+    found = comparison(tmp_path)
+    assert list(found.excluded.values()) == [f"{tmp_path}/1 has the settings of {tmp_path}/2"]
+    assert found.table.query("system == 'tuned student'")["mean"].tolist() == [0.75] * 4
+
+
+def test_an_average_over_corpora_with_different_numbers_of_seeds(tmp_path):
+    truth = grid(tmp_path)
+    shutil.rmtree(tmp_path / "kale" / "1")  # infonce, seed 1
+    table = comparison(tmp_path).table.query("metric == 'nDCG@10'").set_index(["corpus", "loss"])
+    line = table.loc["average", "infonce"]
+    basalt = (truth["basalt", "infonce", 0].mean() + truth["basalt", "infonce", 1].mean()) / 2
+    assert line["mean"] == pytest.approx((truth["kale", "infonce", 0].mean() + basalt) / 2)
+    assert line["seeds"] == 1 and np.isnan(line["std"]) and table.loc["average", "listwise"]["seeds"] == 2
+
+
 def test_a_mixture_s_run_counts_on_each_corpus(tmp_path):
     for corpus in ("kale", "basalt"):
         values = {"untuned student": np.ones(9), "tuned student": np.ones(9) / 2}
