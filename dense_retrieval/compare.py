@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dense_retrieval import sweep
-from dense_retrieval.comparison import page, tables
+from dense_retrieval.comparison import tables
 from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.comparison.runs import find, read_all
 from dense_retrieval.evaluation.table import UNTUNED
@@ -39,6 +39,8 @@ def report(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
     Raises:
         InputError: as :func:`compare`.
     """
+    from dense_retrieval.comparison import page  # its charts take as long to load as a small run to start
+
     comparison, problems = compare(paths, baseline)
     console = Console()
     for table in tables.terminal(comparison):
@@ -55,7 +57,8 @@ def report(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
     console.print(f"written: {output}/comparison.html, .md, .tex, .csv")
     projects = [run.project for run in comparison.runs if run.project]
     if projects:
-        name, group = f"comparison {paths[0].name}", paths[0].name if len(paths) == 1 else None
+        of = paths[0].resolve().name
+        name, group = f"comparison {of}", of if len(paths) == 1 else None
         settings = {"baseline": baseline, "runs": [str(run.folder) for run in comparison.runs]}
         tracker = Tracker(True, projects[0], name, group, settings, output)
         tracker.table("comparison", [*comparison.table], comparison.table.to_numpy().tolist())
@@ -70,7 +73,10 @@ class AfterSweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         failed = sorted(file.parent.name for file in folder.glob(f"*/{sweep.FAILURE}"))
         if config.hydra.job.name == "run" and any(folder.glob("**/metrics.json")):
-            report([folder], folder / "comparison")
+            try:
+                report([folder], folder / "comparison")
+            except InputError as error:  # Hydra would make it a warning
+                sys.exit(f"error: {error}")
         if failed:
             sys.exit(
                 f"error: job {', '.join(failed)} failed, see above; the same command goes on with what is missing"

@@ -63,10 +63,8 @@ def main(config: Config) -> float:
     for title, of in stages.members.items():
         caption = f"{name} {title}".strip()
         path = of.config.data.get("path")
-        corpus = (
-            Path(path).stem if path else title.partition("-")[2] or choices.data
-        )  # a member's is "0-fiqa"
-        facts = shared | {"corpus": corpus}
+        known_as = title.partition("-")[2] or choices.data  # a member's title is "0-fiqa"
+        facts = shared | {"corpus": Path(path).stem if path else known_as}
         rows[title] = _after_training(of, before[title], folder / title, caption, facts)
         tracker.table(
             f"{title} results".strip(), ["system", "queries", *table.SHOWN], table.cells(rows[title])
@@ -153,10 +151,9 @@ def _by_query(stages: Stages, measured: Measured) -> tuple[list[str], list[list[
     """Columns and lines of a table: a line a test query, its nDCG@10 by system."""
     queries, _ = stages.test_queries(stages.split)
     values = [of_system["nDCG@10"] for of_system in measured.values.values()]
-    judged = np.flatnonzero(~np.isnan(values[0]))
-    lines = zip(*(list(column) for column in (queries["id"], queries["text"], *values)), strict=True)
-    every = [*map(list, lines)]
-    return ["query", "text", *measured.values], [every[row] for row in judged]
+    judged = np.flatnonzero(~np.isnan(values[0])).tolist()
+    lines = [[queries["id"][row], queries["text"][row], *(v[row] for v in values)] for row in judged]
+    return ["query", "text", *measured.values], lines
 
 
 def _by_querytype(stages: Stages) -> dict[str, list[table.Row]]:

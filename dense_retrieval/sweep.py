@@ -20,7 +20,7 @@ def name(overrides: Sequence[str]) -> str:
     """A folder's name for a sweep: the same command gives the same one.
 
     >>> name(["loss=infonce,listwise", "seed=1,2"])
-    'loss=infonce,listwise_seed=1,2-0d4e2c6f'
+    'loss=infonce,listwise_seed=1,2-baf958b3'
     """
     digest = hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:8]
     return re.sub(r"[^\w.,=+-]+", "-", "_".join(overrides))[:_NAME_LENGTH] + f"-{digest}"

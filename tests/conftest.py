@@ -92,20 +92,28 @@ def cross_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_beir(
+    folder: Path, passages: list[tuple[str, str]], queries: list[str], splits: dict[str, range]
+) -> None:
+    """A folder in BEIR's layout: passages of title and text, of which query i finds the i-th."""
+    rows = [{"_id": f"p{i}", "title": title, "text": text} for i, (title, text) in enumerate(passages)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"_id": f"q{i}", "text": text} for i, text in enumerate(queries)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "qrels").mkdir()
+    for split, asked in splits.items():
+        judged = "".join(f"q{i}\tp{i}\t1\n" for i in asked)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """40 passages of random words; test and synthetic queries are a passage's first words."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("corpus")
     texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
-    lines = [json.dumps({"_id": f"p{i}", "title": "", "text": t}) for i, t in enumerate(texts)]
-    (folder / "corpus.jsonl").write_text("\n".join(lines))
-    queries = [{"_id": f"q{i}", "text": " ".join(t.split()[:4])} for i, t in enumerate(texts[:20])]
-    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    (folder / "qrels").mkdir()
-    for split, rows in {"test": range(10), "train": range(10, 20)}.items():
-        judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    queries = [" ".join(text.split()[:4]) for text in texts[:20]]
+    write_beir(folder, [("", text) for text in texts], queries, {"test": range(10), "train": range(10, 20)})
     synthetic = [
         {
             "passage_id": f"p{i}",

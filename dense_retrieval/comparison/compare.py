@@ -125,15 +125,14 @@ class Comparison:
 
     def _line(self, row: Row, corpora: list[str], metric: str) -> dict[str, Any]:
         of_corpus = [row.means[corpus][metric].to_numpy() for corpus in corpora]
-        same_seeds = len({len(means) for means in of_corpus}) == 1  # else the mean alone
-        of_seed = np.mean(
-            of_corpus if same_seeds else [[m.mean() for m in of_corpus]], axis=0 if same_seeds else 1
-        )
+        if len({len(means) for means in of_corpus}) > 1:  # unequal numbers of seeds: no deviation over them
+            of_corpus = [means.mean(keepdims=True) for means in of_corpus]
+        of_seed = np.mean(of_corpus, axis=0)
         return {
             "name": row.name,
             "system": row.system,
             **{column: row.settings.get(column, "") for column in self.columns},
-            "seeds": min(map(len, of_corpus)),
+            "seeds": min(len(row.means[corpus]) for corpus in corpora),
             "queries": sum(len(row.values[corpus][metric].dropna()) for corpus in corpora),
             "metric": metric,
             "mean": of_seed.mean(),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer
+from conftest import tiny_config, tiny_tokenizer, write_beir
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from dense_retrieval.corpus.beir import read_folder
@@ -131,14 +131,9 @@ def test_training_teaches_the_ranking():
 @pytest.fixture
 def beir(tmp_path):
     titles = ["Kale", "Basalt", "", "Fens", *[f"Thing {i}" for i in range(16)]]
-    passages = [{"_id": f"p{i}", "title": t, "text": f"Text {i} of it."} for i, t in enumerate(titles)]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
-    queries = [{"_id": f"q{i}", "text": f"what is {i}"} for i in range(20)]
-    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    (tmp_path / "qrels").mkdir()
-    for split, rows in {"test": range(5), "train": range(5, 20)}.items():
-        judged = "".join(f"q{i}\tp{i}\t1\n" for i in rows)
-        (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    passages = [(title, f"Text {i} of it.") for i, title in enumerate(titles)]
+    queries = [f"what is {i}" for i in range(20)]
+    write_beir(tmp_path, passages, queries, {"test": range(5), "train": range(5, 20)})
     claims = [
         {"passage_id": f"p{i}", "querytype": "claim", "text": f"It weighs {i} grams."} for i in range(20)
     ]
