@@ -29,6 +29,8 @@ def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, lis
         InputError: no such folder, no finished run, no such baseline.
     """
     runs, problems = read_all(find(paths))
+    if problems and not runs:
+        raise InputError(f"there is no finished run to compare: {next(iter(problems.values()))}")
     comparison = Comparison(runs, baseline)
     return comparison, [*problems.values(), *comparison.excluded.values()]
 

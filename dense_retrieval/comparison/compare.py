@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from dense_retrieval.comparison import paired
 from dense_retrieval.comparison.runs import Run
+from dense_retrieval.evaluation import significance
 from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.records import InputError
@@ -115,10 +115,10 @@ class Comparison:
                 np.array([differences[row][m][c] for m in range(len(METRICS)) for row in tested])
                 for c in range(len(corpora))
             ]
-            interval = paired.bootstrap(strata, samples=self.samples)
-            random = paired.randomization_test(strata, samples=self.samples)
-            corrected = np.concatenate([paired.holm(p) for p in np.split(random, len(METRICS))])
-            found = [paired.mean(strata), *interval.T, random, paired.t_test(strata), corrected]
+            interval = significance.bootstrap(strata, samples=self.samples)
+            random = significance.randomization_test(strata, samples=self.samples)
+            corrected = np.concatenate([significance.holm(p) for p in np.split(random, len(METRICS))])
+            found = [significance.mean(strata), *interval.T, random, significance.t_test(strata), corrected]
             is_tested = [row in tested for row in rows] * len(METRICS)
             table.loc[is_tested, "difference":"p_holm"] = np.stack(found, axis=1)  # type: ignore[misc]
         return table

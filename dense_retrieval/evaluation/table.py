@@ -5,10 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from dense_retrieval.evaluation.significance import Difference, t_test
+from dense_retrieval.evaluation import significance
 
 UNTUNED, TUNED = "untuned student", "tuned student"
 SHOWN = ["nDCG@10", "R@100", "MRR@10"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """To the same queries' values of another system."""
+
+    mean: float
+    p_value: float  # paired t-test, two-sided
+    n: int  # queries
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,12 @@ def rows(systems: dict[str, dict[str, np.ndarray]], baseline: str) -> list[Row]:
     """
     table = []
     for name, metrics in systems.items():
-        differences = (
-            {}
-            if name == baseline
-            else {m: t_test(values, systems[baseline][m]) for m, values in metrics.items()}
-        )
+        differences = {}
+        if name != baseline:
+            of = np.stack([values - systems[baseline][metric] for metric, values in metrics.items()])
+            found = significance.mean([of]), significance.t_test([of]), (~np.isnan(of)).sum(1)
+            columns = (column.tolist() for column in found)
+            differences = dict(zip(metrics, map(Difference, *columns), strict=True))
         n = int((~np.isnan(metrics["nDCG@10"])).sum())
         table.append(Row(name, n, {m: float(np.nanmean(v)) for m, v in metrics.items()}, differences))
     return table

@@ -14,7 +14,10 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
+
+from dense_retrieval.compare import AfterSweep
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,16 @@ def test_the_same_command_runs_only_what_is_missing_or_failed(once, run, command
     assert second.returncode == 1 and reports(folder) == done
     finished = {job: (folder / job / "run.log").read_text().count("finished before") for job in "012"}
     assert finished == {"0": 1, "1": 0, "2": 0}
+
+
+def test_a_sweep_that_cannot_be_compared_says_why(tmp_path):
+    """Hydra would make an exception of the callback a warning, and the exit status 0."""
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "0" / "metrics.json").write_text("{}")
+    (tmp_path / "0" / "config.yaml").write_text("{}")
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}, "job": {"name": "run"}}})
+    with pytest.raises(SystemExit, match="error: there is no finished run to compare: .*another version"):
+        AfterSweep().on_multirun_end(config)
 
 
 def test_other_settings_are_not_finished_before(once, run, command):
