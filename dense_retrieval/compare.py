@@ -5,6 +5,7 @@ queries. Left in the output folder: a page for the browser, and the tables as Ma
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from dense_retrieval.comparison.runs import find, read_all
 from dense_retrieval.evaluation.table import UNTUNED
 from dense_retrieval.records import InputError
 from dense_retrieval.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 
 def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, list[str]]:
@@ -50,12 +53,12 @@ def report(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
     console.print(tables.note(comparison))
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow", highlight=False)
-    html = page.render(comparison, problems)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.html").write_text(html, encoding="utf-8")
     (output / "comparison.md").write_text(tables.markdown(comparison), encoding="utf-8")
     (output / "comparison.tex").write_text(tables.latex(comparison), encoding="utf-8")
     comparison.table.to_csv(output / "comparison.csv", index=False)
+    html = page.render(comparison, problems)
+    (output / "comparison.html").write_text(html, encoding="utf-8")
     console.print(f"written: {output}/comparison.html, .md, .tex, .csv")
     projects = [run.project for run in comparison.runs if run.project]
     if projects:
@@ -79,6 +82,9 @@ class AfterSweep(Callback):
                 report([folder], folder / "comparison")
             except InputError as error:  # Hydra would make it a warning
                 sys.exit(f"error: {error}")
+            except Exception:
+                log.exception("the comparison failed; the runs are all there")
+                sys.exit(1)
         if failed:
             sys.exit(
                 f"error: job {', '.join(failed)} failed, see above; the same command goes on with what is missing"

@@ -11,6 +11,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
+from rich.markup import escape
 
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import report
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
     kept = read_table(stages.cleaned_folder() / "queries.parquet")
     for name in sorted(set(kept["querytype"])):
         texts = [text for text, of in zip(kept["text"], kept["querytype"], strict=True) if of == name]
-        Console().print(f"[bold]{name}[/bold]", *texts[:SAMPLES], sep="\n  ")
+        Console().print(f"[bold]{name}[/bold]", *map(escape, texts[:SAMPLES]), sep="\n  ")
     log.info("everything is in %s", folder)
 
 

@@ -24,6 +24,7 @@ from dense_retrieval.records import CandidateList
 from dense_retrieval.stage import commit, versions
 from dense_retrieval.stages import Stages, build
 from dense_retrieval.tracking import Tracker
+from dense_retrieval.training.fit import replay
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def main(config: Config) -> float:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    if done := sweep.finished(folder, settings):
+    made_from = sweep.inputs(settings)
+    if done := sweep.finished(folder, settings, made_from):
         log.info("finished before: %s", folder)
         return float(np.mean([metrics["systems"][TUNED]["means"]["nDCG@10"] for metrics in done]))
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
@@ -50,11 +52,15 @@ def main(config: Config) -> float:
     before = {title: _before_training(of) for title, of in stages.members.items()}
     log.info("loss: %s", stages.loss)
 
+    training = stages.training_folder
+    if "training" in stages.store.reused:
+        replay(training, tracker.log)
     shared = {
         "loss": asdict(stages.loss),
-        "training": json.loads((stages.training_folder / "training.json").read_text()),
-        "curve": _curve(stages.training_folder),
+        "training": json.loads((training / "training.json").read_text()),
+        "curve": _curve(training),
         "choices": {group: choice for group, choice in choices.items() if "/" not in group},
+        "inputs": made_from,
         "command": " ".join(map(shlex.quote, ["python", "-m", "dense_retrieval.run", *job.overrides.task])),
         "versions": versions(),
         "commit": commit(),
@@ -71,7 +77,7 @@ def main(config: Config) -> float:
         )
         tracker.table(f"{title} queries".strip(), *_by_query(of, before[title]))
     card = report.model_card(settings, rows, shared)
-    report.link_model(stages.training_folder / "model", folder / "model", card)
+    report.link_model(training / "model", folder / "model", card)
     if config.logger.model:
         tracker.model(folder / "model")
     tracker.finish(

@@ -52,12 +52,12 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
     for points, x, kind, title in ((train, "step", "Q", "training loss"), (dev, "epoch", "O", "dev loss")):
         if points:
             chart = altair.Chart(pandas.DataFrame(points)).mark_line(point=len(points) < 200)
+            legend = altair.Legend(labelLimit=320, symbolLimit=60)
             chart = chart.encode(
                 x=altair.X(f"{x}:{kind}", axis=altair.Axis(labelAngle=0, format="d")),
                 y=altair.Y("loss:Q", title=title, scale=altair.Scale(zero=False)),
-                color=altair.Color(
-                    "name:N", title=None, legend=altair.Legend(labelLimit=320, symbolLimit=60)
-                ),
+                color=altair.Color("name:N", title=None, legend=legend),
+                strokeDash=altair.StrokeDash("name:N", title=None, legend=legend),  # there are ten colours
                 detail="seed:N",
                 tooltip=["name", "seed", x, altair.Tooltip("loss", format=".4f")],
             )
@@ -108,4 +108,6 @@ def _tuned(comparison: Comparison, corpus: str) -> list[Row]:
 
 
 def _spec(chart: Any, description: str) -> dict[str, Any]:
-    return chart.properties(width="container", description=description, background="transparent").to_dict()
+    chart = chart.properties(width="container", description=description, background="transparent")
+    with altair.data_transformers.enable("default", max_rows=None):
+        return chart.to_dict()

@@ -81,7 +81,7 @@ class Comparison:
         same corpus and metric.
         """
         parts = [self._of([corpus], corpus) for corpus in self.corpora]
-        if len(self.corpora) > 1:
+        if len(self.corpora) > 1 and any(row.values.keys() >= {*self.corpora} for row in self.rows):
             parts.append(self._of(self.corpora, AVERAGE))
         return pandas.concat(parts, ignore_index=True)
 
@@ -95,7 +95,8 @@ class Comparison:
         other = self.baseline_of(row)
         if other is None or corpus not in row.values or corpus not in other.values:
             return None
-        return row.values[corpus][metric] - other.values[corpus][metric]
+        difference = row.values[corpus][metric] - other.values[corpus][metric]
+        return difference.mask(difference.abs() <= 1e-9, 0.0)  # a mean over seeds is off by rounding
 
     def _of(self, corpora: list[str], name: str) -> pandas.DataFrame:
         rows = [row for row in self.rows if all(corpus in row.values for corpus in corpora)]
@@ -109,7 +110,7 @@ class Comparison:
             row: [[self.difference(row, corpus, metric) for corpus in corpora] for metric in METRICS]
             for row in rows
         }
-        tested = [row for row in rows if differences[row][0][0] is not None]
+        tested = [row for row in rows if all(of is not None for of in differences[row][0])]
         if tested:
             strata = [
                 np.array([differences[row][m][c] for m in range(len(METRICS)) for row in tested])
@@ -161,7 +162,10 @@ class Comparison:
     def _baseline_of(self, row: Row, system: str, changed: Mapping[str, str]) -> Row | None:
         """The one line of a system that has the settings of ``row`` but for the changed ones."""
         if system == TUNED:
-            wanted = [{c: changed.get(c, str(run.settings.get(c))) for c in self.columns} for run in row.runs]
+            wanted = [
+                {c: changed.get(c, str(_shown(run.settings.get(c)))) for c in self.columns}
+                for run in row.runs
+            ]
             found = [
                 other
                 for other in self.rows
@@ -233,31 +237,31 @@ def _rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Row]:
 
 def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Row]:
     """A system that is the same in many runs is one line; its settings are those that it depends on."""
-    groups: list[dict[str, bytes]] = []  # corpus -> what is the same
-    members: list[list[list[Run]]] = []
+    groups: list[tuple[dict[str, bytes], list[Run]]] = []  # what is the same by corpus, in which runs
     for of in alike:
         if having := [run for run in of if system in run.systems]:
             values, _ = _averaged(system, having)
             content = {corpus: table.to_numpy().tobytes() for corpus, table in values.items()}
-            for number, group in enumerate(groups):
-                shared = content.keys() & group.keys()
-                if shared and all(content[corpus] == group[corpus] for corpus in shared):
-                    groups[number] = content | group
-                    members[number].append(having)
-                    break
+            fitting = [g for g in groups if all(g[0][c] == content[c] for c in g[0].keys() & content.keys())]
+            if fitting:
+                # of other corpora only: of those with the most settings in common the first
+                known, runs = max(fitting, key=lambda g: len(_in_common([*g[1], *having], columns)))
+                known |= content
+                runs += having
             else:
-                groups.append(content)
-                members.append([having])
-    rows = []
-    for parts in members:
-        merged = [run for part in parts for run in part]
-        settings = {
-            c: _shown(merged[0].settings.get(c))
-            for c in columns
-            if len(groups) > 1 and len({_text(run.settings.get(c)) for run in merged}) == 1
-        }
-        rows.append(Row(system, settings, tuple(merged), *_averaged(system, merged)))
+                groups.append((content, having))
+    rows: list[Row] = []
+    for _, runs in groups:
+        settings = {c: _shown(runs[0].settings.get(c)) for c in _in_common(runs, columns) if len(groups) > 1}
+        if len(groups) > 1 and any(row.settings == settings for row in rows):
+            settings["variant"] = len(rows) + 1  # no setting tells it from the others: another machine, say
+        rows.append(Row(system, settings, tuple(runs), *_averaged(system, runs)))
     return rows
+
+
+def _in_common(runs: Sequence[Run], columns: Sequence[str]) -> list[str]:
+    """The columns in which all runs agree."""
+    return [c for c in columns if len({_text(run.settings.get(c)) for run in runs}) == 1]
 
 
 def _averaged(

@@ -36,7 +36,10 @@ def render(comparison: Comparison, problems: list[str]) -> str:
             "curves": [chart(spec) for spec in charts.curves(comparison, corpus)],
             "querytypes": chart(charts.querytypes(comparison, corpus)),
             "outcomes": _outcomes(comparison, corpus),
-            "moved": [(row.name, moved(comparison, row, corpus)) for row in _best(comparison, corpus)],
+            "moved": [
+                (row.name, _seeds(row, corpus), moved(comparison, row, corpus))
+                for row in _best(comparison, corpus)
+            ],
             "yields": _yields(comparison, corpus),
         }
         for corpus in tables.corpora(comparison)
@@ -73,6 +76,12 @@ def _best(comparison: Comparison, corpus: str) -> list[Row]:
     rows = [row for row in comparison.rows if row.system == TUNED and corpus in row.values]
     best = sorted(rows, key=lambda row: -row.values[corpus][MAIN].mean())[:_BEST]
     return [row for row in rows if row in best]
+
+
+def _seeds(row: Row, corpus: str) -> str:
+    """What the numbers and the rankings of a query are of, where there are several seeds."""
+    runs = [run for run in row.runs if run.corpus == corpus]
+    return f"nDCG@10 is the mean of {len(runs)} seeds; rankings of seed {runs[0].seed}" if runs[1:] else ""
 
 
 def _yields(comparison: Comparison, corpus: str) -> list[tuple[str, list[list[str]]]]:

@@ -28,7 +28,6 @@ _WITHOUT_EFFECT = (
     "logger",
     "trainer.chunk_tokens",
     "trainer.graph_tokens",
-    "data.members",
 )
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 _NEEDED = ("systems", "corpus", "split", "choices")
@@ -103,7 +102,7 @@ def read(folder: Path, shared: dict[Any, Any] | None = None) -> list[Run]:
     try:
         config = yaml.load((folder / "config.yaml").read_text(), _YAML)
         return [_read(file.parent, config, {} if shared is None else shared) for file in files]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
             f"{folder}: broken, or of another version: {' '.join(str(error).split())}"
         ) from error

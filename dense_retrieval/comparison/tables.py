@@ -4,7 +4,7 @@ import pandas
 from rich import box
 from rich.table import Table
 
-from dense_retrieval.comparison.compare import AVERAGE, Comparison
+from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.evaluation.table import SHOWN, TUNED
 
 ALPHA = 0.05  # of the corrected p-value
@@ -70,7 +70,8 @@ def star(line: pandas.Series) -> str:
 
 
 def corpora(comparison: Comparison) -> list[str]:
-    return [*comparison.corpora, *[AVERAGE] * (len(comparison.corpora) > 1)]
+    """Those of the tables: the average too, if something was measured on all."""
+    return comparison.table["corpus"].unique().tolist()
 
 
 def terminal(comparison: Comparison) -> list[Table]:
@@ -124,7 +125,7 @@ def latex(comparison: Comparison) -> str:
         rows.append(body + [_latex_cell(found.loc[c]) if c in found.index else "--" for c in names])
     ends = " \\\\\n"
     return (
-        f"% {note(comparison)}\n"
+        f"% {note(comparison).replace('* is', '^{+} better, ^{-} worse:')}\n"
         f"\\begin{{tabular}}{{{'l' * (1 + len(comparison.columns))}{'r' * len(names)}}}\n\\toprule\n"
         + " & ".join(head)
         + ends
@@ -144,5 +145,6 @@ def _system(line: pandas.Series) -> str:
 
 
 def _escaped(texts: list[str]) -> list[str]:
-    replaced = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    replaced = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+    replaced |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return ["".join(replaced.get(c, c) for c in text) for text in texts]

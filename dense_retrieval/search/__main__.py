@@ -17,6 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dense_retrieval.config import CONF
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="MODEL_OR_RUN")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for dense_retrieval.run")
     parser.add_argument("--top", type=int, default=5, help="passages a system (default: %(default)s)")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     try:
         for query, found in results(given.folder, given.overrides, _typed(), given.top):
             Console().print(beside_each_other(query, found))
@@ -50,7 +51,7 @@ def _typed() -> Iterator[str]:
     while True:
         try:
             query = input("query: " if sys.stdin.isatty() else "")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if query.strip():
             yield query.strip()
@@ -91,7 +92,11 @@ def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
     if not (folder / "model").is_dir():
         raise InputError(f"{folder} has no model: the run did not finish; start it again")
     replaced = {override.partition("=")[0] for override in overrides}
-    kept = [o for o in yaml.safe_load(own.read_text()) if o.partition("=")[0] not in replaced]
+    kept = []
+    for override in yaml.safe_load(own.read_text()):
+        name = override.partition("=")[0]  # with data=... given, data.path is of another corpus
+        if not replaced & {name, name.partition(".")[0]}:
+            kept.append(override)
     # The same weights, whose embeddings are in the cache already.
     metrics = [json.loads(file.read_text()) for file in folder.glob("metrics.json")]
     cached = [Path(of["artifacts"]["training"]) / "model" for of in metrics]
@@ -114,13 +119,13 @@ def _best(found: CandidateList, texts: Any) -> list[tuple[float, str]]:
 
 def beside_each_other(query: str, found: dict[str, list[tuple[float, str]]]) -> Table:
     """A column a system, a line a rank."""
-    table = Table(title=query, show_lines=True)
+    table = Table(title=escape(query), show_lines=True)
     table.add_column("")
     for name in found:
         table.add_column(name, ratio=1)
     for rank in range(max(map(len, found.values()), default=0)):
         cells = [
-            f"{of[rank][0]:.3f} {of[rank][1][:_CHARACTERS]}" if rank < len(of) else ""
+            f"{of[rank][0]:.3f} {escape(of[rank][1][:_CHARACTERS])}" if rank < len(of) else ""
             for of in found.values()
         ]
         table.add_row(str(rank + 1), *cells)

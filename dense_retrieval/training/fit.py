@@ -100,11 +100,13 @@ class _Curves(Logger):
         pass
 
 
-def _replay(curves: Path, log: Callable[[Mapping[str, float], int], None]) -> None:
-    with curves.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            step = int(row.pop("step"))
-            log({name: float(value) for name, value in row.items() if value}, step)
+def replay(folder: Path, log: Callable[[Mapping[str, float], int], None]) -> None:
+    """Hand on the curves of a training that ended, or was killed, in ``folder``."""
+    for curves in sorted(folder.glob("curves/*/metrics.csv"), key=lambda file: int(file.parent.name)):
+        with curves.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                step = int(row.pop("step"))
+                log({name: float(value) for name, value in row.items() if value}, step)
 
 
 def fit(
@@ -158,6 +160,8 @@ def fit(
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
+    if log and devices == 1:
+        replay(folder, log)
     try:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     except ProcessRaisedException as error:  # of another process comes the text alone
@@ -171,7 +175,7 @@ def fit(
     state = torch.load(last, map_location="cpu", weights_only=False, mmap=True)
     selection.load_state_dict(state["callbacks"][selection.state_key])
     if log and devices > 1:
-        _replay(Path(curves.log_dir) / "metrics.csv", log)
+        replay(folder, log)
     summary = {
         "best_epoch": selection.best_epoch,
         "epochs": len(selection.curve) - 1,

@@ -1,37 +1,37 @@
-"""What a sweep's runs would have spent on preparation, each alone, and what they spent with a shared cache.
+"""What the cache saved a sweep: the time of its jobs before training, the first of which found nothing there.
 
     python experiments/grids/saved.py runs/SWEEP
 
-Preparation is every stage that the training stage was made from, its seconds as stage.json has them.
+The sweep must have begun with an empty cache. Before training: corpus, queries, embeddings, candidates, teacher
+scores, and the rankings of BM25, of the untuned student, and of the teacher.
 """
 
-import json
+import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 
-def stages(folder: Path, found: dict[str, float]) -> dict[str, float]:
-    """The seconds of the stages that an artifact was made from, by their folders' names, without its own."""
-    for source in json.loads((folder / "stage.json").read_text())["inputs"].values():
-        made_from = folder.parent / source
-        if (made_from / "stage.json").is_file() and source not in found:
-            found[source] = json.loads((made_from / "stage.json").read_text())["seconds"]
-            stages(made_from, found)
-    return found
+def preparation(job: Path) -> float:
+    """Seconds from a job's start until it has everything that training needs."""
+    log = (job / "run.log").read_text()
+    ready = re.search(r"^\[([\d: ,-]+)\]\[__main__\]\[INFO\] - loss:", log, re.MULTILINE)
+    if ready is None:
+        sys.exit(f"error: {job}/run.log does not say when training began")
+    at = datetime.strptime(ready[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return at - (job / ".hydra" / "overrides.yaml").stat().st_mtime
 
 
 def main() -> None:
-    runs = [json.loads(file.read_text()) for file in sorted(Path(sys.argv[1]).glob("*/metrics.json"))]
-    trained = [Path(run["artifacts"]["training"]) for run in runs]
-    preparation = [stages(folder, {}) for folder in trained]
-    alone = sum(sum(of.values()) for of in preparation)
-    shared: dict[str, float] = {}
-    for of in preparation:
-        shared |= of
-    training = sum(json.loads((folder / "stage.json").read_text())["seconds"] for folder in set(trained))
+    jobs = sorted(
+        (path.parent for path in Path(sys.argv[1]).glob("*/metrics.json")), key=lambda j: int(j.name)
+    )
+    first, *others = [preparation(job) for job in jobs]
+    with_cache = first + sum(others)
     print(
-        f"{len(runs)} runs: preparation {alone:.0f} s each alone, {sum(shared.values()):.0f} s with the cache, "
-        f"{alone / sum(shared.values()):.1f} times less; training {training:.0f} s"
+        f"{len(jobs)} runs: preparation {first:.0f} s for the first, {sum(others) / len(others):.1f} s for each "
+        f"of the others; {len(jobs) * first:.0f} s each alone, {with_cache:.0f} s with the cache, "
+        f"{len(jobs) * first / with_cache:.1f} times less"
     )
 
 

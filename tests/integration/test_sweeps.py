@@ -229,6 +229,13 @@ def test_weights_and_biases_gets_each_run(once):
     assert any(entry.path == "model.safetensors" for entry in models[0].manifest.contents)
 
 
+def test_weights_and_biases_gets_the_curves_of_a_training_from_the_cache(once, run, command):
+    run(once, *command, "loss=infonce", "evaluation.headroom_k=4", "hydra.run.dir=runs/again")
+    first, again = (history(records(once / "runs" / name)) for name in ("losses/0", "again"))
+    for name in ("dev/loss", "train/loss"):
+        assert len(first[name]) > 1 and again[name] == pytest.approx(first[name])
+
+
 def test_weights_and_biases_gets_the_comparison(once):
     folder = once / "runs/losses/comparison"
     found = records(folder)

@@ -62,19 +62,26 @@ def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path,
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     whole, whole_data = parts(data, encoder_folder, dropout=dropout)
-    summary = fit(whole, whole_data, tmp_path / "whole", max_epochs=3, patience=9, accelerator="cpu")
+    settings = {"max_epochs": 3, "patience": 9, "accelerator": "cpu"}
+    curves: dict[str, dict[tuple[str, int], float]] = {"whole": {}, "broken": {}}
+
+    def keep(name: str):
+        return lambda values, step: curves[name].update({(key, step): v for key, v in values.items()})
+
+    summary = fit(whole, whole_data, tmp_path / "whole", log=keep("whole"), **settings)
 
     with monkeypatch.context() as patched:
         patched.setattr(fitting, "RichProgressBar", DiesInTheMiddle)
         broken, broken_data = parts(data, encoder_folder, dropout=dropout)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            fit(broken, broken_data, tmp_path / "broken", max_epochs=3, patience=9, accelerator="cpu")
+            fit(broken, broken_data, tmp_path / "broken", **settings)
     torch.rand(5)  # another process has another random state
     resumed, resumed_data = parts(data, encoder_folder, dropout=dropout)
-    again = fit(resumed, resumed_data, tmp_path / "broken", max_epochs=3, patience=9, accelerator="cpu")
+    again = fit(resumed, resumed_data, tmp_path / "broken", log=keep("broken"), **settings)
     assert torch.equal(weights(whole), weights(resumed))
     assert again == summary and summary["steps"] == 9 and len(summary["dev"]) == 4
-    # what the killed process had logged is still there
+    # what the killed process had logged is still there, and handed on
+    assert curves["broken"] == pytest.approx(curves["whole"])
     assert [len(list((tmp_path / n).glob("curves/*/metrics.csv"))) for n in ("whole", "broken")] == [1, 2]
     best = min(epoch["loss"] for epoch in summary["dev"])  # measured without dropout
     assert whole.dev_terms(whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)

@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import stats
 
 from dense_retrieval.compare import main
-from dense_retrieval.comparison import page, tables
+from dense_retrieval.comparison import charts, page, tables
 from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
@@ -128,6 +128,83 @@ def test_references_that_depend_on_a_setting_are_lines_of_their_own(tmp_path):
     assert table.loc["teacher", ""]["queries"] == 10
 
 
+def test_a_grid_with_holes(tmp_path):
+    """InfoNCE was run on one of two corpora: what there is is compared, also on average."""
+    values = np.random.default_rng(0).random((6, 30))
+    runs = [("kale", "infonce"), ("kale", "listwise"), ("basalt", "listwise")]
+    for number, (corpus, loss) in enumerate(runs):
+        systems = {"untuned student": values[int(corpus == "kale")], "tuned student": values[2 + number]}
+        write_run(tmp_path / str(number), {"loss": loss}, systems, corpus)
+    table = comparison(tmp_path, "loss=infonce").table.query("metric == 'nDCG@10'")
+    table = table.set_index(["corpus", "name"])["difference"]
+    assert table["kale", "loss=listwise"] == pytest.approx((values[3] - values[2]).mean())
+    assert np.isnan(table["basalt", "loss=listwise"]) and np.isnan(table["average", "loss=listwise"])
+    assert ("average", "loss=infonce") not in table
+
+
+def test_a_reference_on_corpora_that_no_run_shares_is_one_line(tmp_path):
+    """Claims on one corpus, web queries on the other, questions on both."""
+    untuned = np.random.default_rng(0).random((2, 30))
+    runs = [("kale", "claim"), ("basalt", "web"), ("kale", "question"), ("basalt", "question")]
+    for number, (corpus, querytype) in enumerate(runs):
+        systems = {"untuned student": untuned[int(corpus == "kale")], "tuned student": untuned[0]}
+        write_run(tmp_path / str(number), {"querytype": querytype}, systems, corpus)
+    write_run(tmp_path / "4", {"querytype": "title"}, systems, "basalt")
+    found = comparison(tmp_path)
+    names = [row.name for row in found.rows]
+    assert names.count("untuned student") == 1 and set(found.rows[0].values) == {"kale", "basalt"}
+    assert tables.latex(found).count("\nuntuned student") == 1
+    assert "querytype=web" in names and tables.corpora(found) == ["kale", "basalt", "average"]
+
+
+def test_references_that_no_setting_tells_apart(tmp_path):
+    """BM25 of another version, say."""
+    for number in range(2):
+        systems = {"BM25": np.full(9, number / 2), "untuned student": np.ones(9), "tuned student": np.ones(9)}
+        write_run(tmp_path / str(number), {"seed": number}, systems)
+    write_run(tmp_path / "2", {"seed": 0, "loss": "listwise"}, systems)
+    write_run(tmp_path / "3", {"seed": 0, "loss": "infonce"}, systems | {"BM25": np.zeros(9)})
+    names = [row.name for row in comparison(tmp_path).rows]
+    assert len(names) == len(set(names)) and "untuned student" in names
+    assert tables.latex(comparison(tmp_path))
+
+
+def test_settings_that_are_no_text_are_found_in_the_baseline(tmp_path):
+    """querytype.total=null, say."""
+    values = np.random.default_rng(0).random((4, 30))
+    for number, (loss, total) in enumerate(itertools.product(["infonce", "listwise"], [None, [7]])):
+        systems = {"untuned student": values[0], "tuned student": values[number]}
+        write_run(tmp_path / str(number), {"loss": loss, "groups.some": total}, systems)
+    table = comparison(tmp_path, "loss=infonce").table
+    tested = table[table["loss"] == "listwise"]
+    assert set(tested["groups.some"]) == {"null", "[7]"} and tested["difference"].notna().all()
+
+
+def test_mixtures_of_other_corpora_are_other_runs(tmp_path):
+    values = {"untuned student": np.ones(9), "tuned student": np.ones(9) / 2}
+    for number, members in enumerate((["data=kale querytype=claim"], ["data=kale querytype=human"])):
+        write_run(tmp_path / str(number), {"data.members": members}, values)
+    found = comparison(tmp_path)
+    assert found.columns == ["data.members"] and not found.excluded
+
+
+def test_a_mean_over_equal_seeds_is_a_tie(tmp_path):
+    values = np.random.default_rng(0).random(60)
+    for seed in range(3):
+        write_run(tmp_path / str(seed), {"seed": seed}, {"untuned student": values, "tuned student": values})
+    found = comparison(tmp_path)
+    assert page._outcomes(found, "kale") == [("tuned student", 0, 60, 0)]
+
+
+def test_many_long_curves(tmp_path):
+    curve = [[step, 1.0] for step in range(300)]
+    for seed in range(18):
+        systems = {"untuned student": np.zeros(3), "tuned student": np.ones(3)}
+        write_run(tmp_path / str(seed), {"seed": seed}, systems, curve=curve)
+    (chart,) = charts.curves(comparison(tmp_path), "kale")
+    assert len(next(iter(chart["datasets"].values()))) == 18 * 300
+
+
 def test_what_cannot_be_compared_is_named_and_the_rest_is_compared(tmp_path):
     grid(tmp_path, corpora=("kale",))
     whole = comparison(tmp_path).table
@@ -217,6 +294,7 @@ def test_tables_by_hand(tmp_path):
     assert latex[1:3] == [r"\begin{tabular}{llr}", r"\toprule"] and latex[3] == r"system & loss & kale \\"
     assert r"tuned & infonce & $0.750^{+}$ \\" in latex and r"tuned & a\_b & $0.500$ \\" in latex
     assert r"BM25 & infonce & $0.000^{-}$ \\" in latex
+    assert tables._escaped([r"a^2_\~"]) == [r"a\textasciicircum{}2\_\textbackslash{}\textasciitilde{}"]
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(*tables.terminal(found))
     shown = console.export_text()

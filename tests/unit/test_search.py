@@ -1,9 +1,14 @@
-"""Exact search against numpy."""
+"""Exact search against numpy; what a user who searches sees."""
+
+import io
 
 import numpy as np
 import pytest
+import yaml
+from rich.console import Console
 
 from dense_retrieval.search import index
+from dense_retrieval.search.__main__ import _model_of, beside_each_other
 
 
 def numpy_search(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,3 +65,20 @@ def test_few_passages_are_padded(n):
     found = index.search(queries, passages, 5)
     np.testing.assert_array_equal(found.passages[:, :n], numpy_search(queries, passages, n)[0])
     assert (found.passages[:, n:] == -1).all() and (found.scores[:, n:] == -np.inf).all()
+
+
+def test_brackets_are_shown():
+    found = {"BM25": [(1.0, "aspirin [in vivo] and [/b] in mice")]}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(beside_each_other("a [/INST] query", found))
+    shown = console.export_text()
+    assert "a [/INST] query" in shown and "aspirin [in vivo] and [/b] in mice" in shown
+
+
+def test_another_corpus_than_the_run_s_replaces_all_of_it(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "model").mkdir()
+    own = ["data=beir", "data.path=FOLDER", "student=bge_base", "seed=1"]
+    (tmp_path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(own))
+    assert _model_of(tmp_path, ["data=fiqa"]) == (tmp_path / "model", [*own[2:], "data=fiqa"])
+    assert _model_of(tmp_path, ["data.path=OTHER"])[1] == [own[0], *own[2:], "data.path=OTHER"]
