@@ -12,6 +12,9 @@ from dense_retrieval.evaluation.table import TUNED
 _OUTCOMES = ["better", f"p ≥ {ALPHA}", "worse"]
 _SHAPES, _COLORS = ["triangle-up", "circle", "triangle-down"], ["#1a7f5a", "#7a7a7a", "#c2410c"]
 
+# There are ten colours: with three dashes thirty lines look different.
+_DASHES = altair.Scale(range=[[1, 0], [6, 3], [2, 2]])
+
 
 def differences(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
     """A point and an interval a line; None if nothing is compared."""
@@ -57,7 +60,7 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
                 x=altair.X(f"{x}:{kind}", axis=altair.Axis(labelAngle=0, format="d")),
                 y=altair.Y("loss:Q", title=title, scale=altair.Scale(zero=False)),
                 color=altair.Color("name:N", title=None, legend=legend),
-                strokeDash=altair.StrokeDash("name:N", title=None, legend=legend),  # there are ten colours
+                strokeDash=altair.StrokeDash("name:N", title=None, legend=legend, scale=_DASHES),
                 detail="seed:N",
                 tooltip=["name", "seed", x, altair.Tooltip("loss", format=".4f")],
             )
