@@ -55,9 +55,16 @@ def main(config: Config) -> float:
     training = stages.training_folder
     if "training" in stages.store.reused:
         replay(training, tracker.log)
+    trained = json.loads((training / "training.json").read_text())
+    if trained["best_epoch"] == 0:
+        log.warning(
+            "no epoch lowered the dev loss: the tuned student is the untuned one. %d dev queries chose; for "
+            "more of them groups.dev_fraction= or querytype.total=",
+            stages.groups.dev.sum(),
+        )
     shared = {
         "loss": asdict(stages.loss),
-        "training": json.loads((training / "training.json").read_text()),
+        "training": trained,
         "curve": _curve(training),
         "choices": {group: choice for group, choice in choices.items() if "/" not in group},
         "inputs": made_from,

@@ -155,6 +155,17 @@ def test_another_split_is_tested_without_training_again(run, finished, command):
     assert set(table["query"]) == {f"q{i}" for i in range(10, 20)}
 
 
+def test_where_training_does_not_help_the_untuned_student_is_kept(run, finished, command):
+    overrides = ["trainer.learning_rate=10", "trainer.max_epochs=1", "logger=none"]
+    shown = run(finished, *command, *overrides, "hydra.run.dir=runs/worse").stdout
+    metrics = json.loads((finished / "runs/worse/metrics.json").read_text())
+    assert metrics["training"]["best_epoch"] == 0
+    untuned, tuned = (metrics["systems"][name]["means"] for name in ("untuned student", "tuned student"))
+    assert tuned == untuned
+    dev = sum(steps["dev"] for steps in metrics["yields"].values())
+    assert f"the tuned student is the untuned one. {dev} dev queries chose" in " ".join(shown.split())
+
+
 def test_a_sweep_builds_each_upstream_artifact_once(run, finished, command):
     losses, types = ["infonce", "listwise", "combined"], ["claim", "question"]
     without = [c for c in command if not c.startswith("querytype=")]
