@@ -16,7 +16,7 @@ from rich.markup import escape
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import report
 from dense_retrieval.records import read_table
-from dense_retrieval.stages import Stages
+from dense_retrieval.stages import Stages, build
 from dense_retrieval.stages.queries import counts_of
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,16 @@ SAMPLES = 3  # a type, shown
 def main(config: Config) -> None:
     """Write ``queries.jsonl``: every query as the language model wrote it, and why some are dropped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    stages = Stages(config, lambda *_: None)
+    for title, stages in build(config, lambda *_: None).members.items():
+        (folder / title).mkdir(exist_ok=True)
+        _write(stages, folder / title)
+    log.info("everything is in %s", folder)
+
+
+def _write(stages: Stages, folder: Path) -> None:
     ids = stages.corpus.passages["id"]
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as lines:
-        for of in ["train"] + ["heldout"] * bool(config.evaluation.heldout_types):
+        for of in ["train"] + ["heldout"] * bool(stages.config.evaluation.heldout_types):
             cleaned = stages.cleaned_folder(of)
             dropped = read_table(cleaned / "dropped.parquet")
             reasons = dict(zip(dropped["id"], dropped["reason"], strict=True))
@@ -47,7 +53,6 @@ def main(config: Config) -> None:
     for name in sorted(set(kept["querytype"])):
         texts = [text for text, of in zip(kept["text"], kept["querytype"], strict=True) if of == name]
         Console().print(f"[bold]{name}[/bold]", *map(escape, texts[:SAMPLES]), sep="\n  ")
-    log.info("everything is in %s", folder)
 
 
 if __name__ == "__main__":

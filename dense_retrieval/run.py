@@ -120,6 +120,8 @@ class Measured:
 
 def _before_training(stages: Stages) -> Measured:
     _, qrels = stages.test_queries(stages.split)
+    if stages.config.evaluation.heldout_types:
+        stages.heldout_folder  # noqa: B018  what cannot be tested on is better known before training
     log.info("training queries:\n%s", report.yields(stages.yields))
     teacher = f"teacher (reranks top {stages.config.evaluation.headroom_k})"
     rankings = {

@@ -10,19 +10,22 @@ from datasets import Dataset, Features, Value
 
 from dense_retrieval.records import QUERIES
 
-# "Here is a question:", "Query:", "Search for ...", "1. ", "- "
+# "Here is a question:", "Query:", "Key phrases:", "Question 1:", "1. ", "a) ", "- "
 _CHATTER = re.compile(
-    r"^\s*(?:(?:sure|okay)\W+)?(?:here(?:'s| is| are)\b[^:]*:|(?:\w+ )?(?:query|question|claim|keywords?|title|"
-    r"description|answer)\s*:|search(?: results)? for\b:?|[-*•]\s+|\d+[.)]\s+)\s*",
+    r"^\s*(?:(?:sure|okay)\W+)?(?:here(?:'s| is| are)\b[^:]*:|(?:\w+ ){0,2}(?:query|question|claim|"
+    r"key ?(?:word|phrase|term)s?|search terms?|title|description|answer|output)(?: \d+)?\s*:|"
+    r"(?:[-–*•]|#+)\s+|\d+[.)]\s+|[a-z]\)\s+)\s*",
     re.IGNORECASE,
 )
+_SEARCH = re.compile(r"^search(?: results)? for\b:?\s*", re.IGNORECASE)  # a title may begin like this
 # "The passage clearly states that ..."
 _REPORT = re.compile(r"^(?:(?:the|this) )?(?:passage|text|article)\b[^,.]{0,60}?\bthat\s+", re.IGNORECASE)
 _PASSAGE = re.compile(r"\b(?:the|this|given|provided) (?:passage|text|article)\b", re.IGNORECASE)
 # People ask about language models, and about what they cannot do: only the phrases of a refusal count.
 _REFUSAL = re.compile(
     r"\b(?:I'm sorry|I am sorry|as an AI|(?:as|I am|I'm) an? (?:large )?language model|"
-    r"I (?:cannot|can't) (?:help|assist|provide|generate|create|write|answer|fulfil))",
+    r"I (?:cannot|can't) (?:help|assist|provide|generate|create|write|answer|fulfil)|"
+    r"sorry,? but I\b|I(?:'m| am) unable to|I (?:don't|do not) have enough (?:information|context))",
     re.IGNORECASE,
 )
 _ASKS = re.compile(
@@ -38,6 +41,7 @@ _IT_IS = re.compile(r"^it(?:'s| is) (?:(?:an?|the) )?", re.IGNORECASE)  # as the
 MAX_WORDS = 19  # the paper: under 20
 MIN_WORDS = {"claim": 4, "question": 3, "description": 3}  # others: 1
 MAX_PHRASES = 5  # of a keyword query
+_WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR")  # about two letters a word
 _COPIED_WORDS = 12  # a run of this many words of the passage is a copy
 
 DROPPED = Features(QUERIES | {"reason": Value("string")})
@@ -52,7 +56,8 @@ def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str
     Returns:
         The query and "", or None and why it was dropped: ``empty``, ``refusal``, ``not
         self-contained`` (it speaks of "the passage"), ``too long``, ``too short``, ``wrong form`` (code
-        or markup, a claim that asks, a question that does not), ``another script`` than the passage's,
+        or markup, a claim that asks, a question that does not), ``another script`` than the passage's (a
+        wrong language in the same script is not noticed here, but by the retriever's filter),
         ``copied``, ``names its subject`` (a description that holds the title).
 
     >>> clean('Here is a question: "What is kale?"', "question", "Kale is a cabbage.")
@@ -62,7 +67,11 @@ def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str
     query = _unquoted(lines[0]) if lines else ""
     if len(lines) > 1 and query.endswith(":"):  # chatter on a line of its own
         query = _unquoted(lines[1])
-    query = _unquoted(_CHATTER.sub("", query))
+    before = None
+    while query != before:  # "1. Query: ..."
+        before, query = query, _unquoted(_CHATTER.sub("", query))
+    if querytype != "title":
+        query = _unquoted(_SEARCH.sub("", query))
     shorter = _REPORT.sub("", query)
     if shorter != query:
         query = shorter[:1].upper() + shorter[1:]
@@ -71,15 +80,16 @@ def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str
     if querytype == "description":
         query = _IT_IS.sub("", query).rstrip(".")
         query = query[:1].upper() + query[1:]
-    words = query.split()
+    words, script = query.split(), _script(query)
+    n_words = len(query) // 2 if script in _WITHOUT_SPACES else len(words)
     for reason, holds in (
         ("empty", not words),
         ("refusal", _REFUSAL.search(query)),
         ("not self-contained", _PASSAGE.search(query)),
-        ("too long", querytype != "keyword" and len(words) > MAX_WORDS),
+        ("too long", querytype != "keyword" and n_words > MAX_WORDS),
         ("wrong form", _wrong_form(query, querytype)),
-        ("another script", _script(query) not in (None, _script(passage))),
-        ("too short", len(words) < MIN_WORDS.get(querytype, 1)),
+        ("another script", script not in (None, _script(passage))),
+        ("too short", n_words < MIN_WORDS.get(querytype, 1)),
         ("copied", _copies(words, passage)),
         ("names its subject", querytype == "description" and _names(query, title)),
     ):
@@ -129,7 +139,7 @@ def counts(raw: Dataset, dropped: Dataset, heldout: np.ndarray) -> dict[str, dic
 
 
 def _wrong_form(query: str, querytype: str) -> bool:
-    asks = query.endswith("?")
+    asks = query.endswith(("?", "？"))
     return (
         bool(_MARKUP.search(query))
         or (querytype in ("claim", "description") and asks)
@@ -145,7 +155,8 @@ def _names(query: str, title: str) -> bool:
 
 def _script(text: str) -> str | None:
     """The script that most letters are of: LATIN, CJK, CYRILLIC, …; None if there is no letter."""
-    scripts = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+    names = (unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+    scripts = Counter("CJK" if name.startswith(("HIRAGANA", "KATAKANA")) else name for name in names)
     return scripts.most_common(1)[0][0] if scripts else None
 
 

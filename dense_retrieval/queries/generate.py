@@ -88,7 +88,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
     ) as progress:
         bar = progress.add_task("writing queries", total=len(missing), speed="")
         start, n, prefilled, written = time.perf_counter(), 0, 0, 0
-        for part in (missing[:trial], missing[trial:]):
+        for part in filter(None, (missing[:trial], missing[trial:])):  # a model loads when it is first asked
             for position, completion in backend.complete([asked[i] for i in part]):
                 value = json.dumps(asdict(completion), ensure_ascii=False)
                 if completion.finish != "context":  # another context size may do

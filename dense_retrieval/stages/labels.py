@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.groups import build
-from dense_retrieval.records import CandidateList, Groups
+from dense_retrieval.records import CandidateList, Groups, InputError
 from dense_retrieval.search.index import search
 from dense_retrieval.stages.queries import counts_of, plain
 from dense_retrieval.stages.teachers import TeacherStages
@@ -29,6 +29,7 @@ class LabelStages(TeacherStages):
         if self.config.retriever.dense:
             inputs |= {"passage_tokens": self.tokens_folder("passages"), "student": self.student_folder}
             inputs |= {"query_tokens": self.tokens_folder("training")}
+            settings |= {"pooling": self.config.student.pooling, "bf16": self.bf16}
 
         def build_candidates(folder: Path) -> dict[str, int]:
             found = self._retrieve()
@@ -59,6 +60,8 @@ class LabelStages(TeacherStages):
 
         settings = self.teacher_settings
         if self.config.groups.scored_before is not None:
+            if "members" in self.config.teacher:
+                raise InputError("groups.scored_before needs a single teacher: choose one with teacher=")
             settings |= plain(self.config.groups, only=["scored_before"])
 
         def build_scores(folder: Path) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Corpus and queries: read or written by a language model, cleaned, drawn."""
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -118,7 +119,8 @@ class QueryStages:
         to "train" on, or of the "heldout" ones."""
         inputs, settings = {"corpus": self.corpus_folder}, {}
         if self._by_language_model:
-            settings = plain(self.config.generator, only=_WHAT_IS_ASKED + _HOW_IT_ANSWERS)
+            # A larger context answers prompts that did not fit.
+            settings = plain(self.config.generator, only=(*_WHAT_IS_ASKED, *_HOW_IT_ANSWERS, "context"))
             inputs["duplicates"] = self.duplicates_folder
             settings |= {"of": of, "prompts": [asdict(prompt) for prompt in self._prompts(of)]}
             inputs |= self._model
@@ -148,20 +150,31 @@ class QueryStages:
 
     def _prompts(self, of: str) -> list[Prompt]:
         types = self.config.querytype.types if of == "train" else self.config.evaluation.heldout_types
-        return [Prompt.load(t) for t in dict.fromkeys(types) if t != "human"]
+        prompts = [Prompt.load(t) for t in dict.fromkeys(types) if t != "human"]
+        names = [prompt.querytype for prompt in prompts]
+        if taken := [name for name in names if name == "human" or names.count(name) > 1]:
+            raise InputError(
+                f"querytype.types={list(types)}: two types are called {taken[0]!r}; rename the prompt's file"
+            )
+        return prompts
 
     def _ask(self, of: str) -> Dataset:
         """One query of each type for each passage."""
         generator, texts = self.config.generator, self.corpus.passages["text"]
-        rows, prompts = self.corpus.heldout, self._prompts(of)
+        prompts = self._prompts(of)
+        rows = np.array([row for row in self.corpus.heldout if texts[int(row)].strip()], dtype=np.int64)
         if of == "train":
             rows = draw.passages(texts, self.untrained, generator.passages, generator.seed)
-        passages = [texts[int(row)][: generator.passage_characters] for row in rows]
+        passages = [texts[int(row)][: generator.passage_characters].strip() for row in rows]
         made_by = plain(generator, only=_HOW_IT_ANSWERS)
         made_by |= {name: fingerprint(path) for name, path in self._model.items()}
         with Memo(memo_path(self.store.root, "completions", made_by)) as memo:
             asked = requests(passages, prompts, generator.passage_first, generator.seed)
             answers = generate(self._backend, memo, asked)
+        del self._backend  # the language model's memory is needed
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         ids = self.corpus.passages["id"]
         columns = {
             "id": [f"{ids[int(row)]}-{prompt.querytype}" for row in rows for prompt in prompts],
@@ -197,6 +210,7 @@ class QueryStages:
         def build_queries(folder: Path) -> dict[str, int]:
             parts = [human.from_train_split(self.corpus)] if "human" in types else []
             if "synthetic" in inputs:
+                _none_is_lost(counts_of(inputs["synthetic"]), types)
                 parts.append(read_table(inputs["synthetic"] / "queries.parquet"))
             found = concatenate_datasets(parts)
             usable = found.select(np.flatnonzero(~np.isin(found["source"], self.untrained)))
@@ -233,3 +247,15 @@ class QueryStages:
     @cached_property
     def heldout_queries(self) -> Dataset:
         return read_table(self.heldout_folder / "queries.parquet")
+
+
+def _none_is_lost(counted: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> None:
+    """Say why a type has no query left, if cleaning dropped them all."""
+    for name in types:
+        of = counted.get(name, {"generated": 0, "cleaned": 0})
+        if of["generated"] and not of["cleaned"]:
+            why = ", ".join(f"{n} {reason}" for reason, n in of["dropped"].items())
+            raise InputError(
+                f"all {of['generated']} queries of type {name!r} were dropped ({why}); look at them with "
+                "python -m dense_retrieval.generate and the same overrides"
+            )

@@ -84,8 +84,10 @@ class Stages(TrainingStages):
         """
         k = self.config.evaluation.headroom_k
         settings = self.teacher_settings | {"k": k, "queries": self.teacher_queries.tolist()}
-        settings["of"] = self.split
+        settings |= {"of": self.split, "pooling": self.config.student.pooling}
+        settings |= plain(self.config.data, only=["drop_self_matches"])
         inputs = {"corpus": self.corpus_folder, "passages": self.tokens_folder("passages")}
+        inputs["query_tokens"] = self.tokens_folder(self.split)
         inputs |= {"student": self.student_folder} | self.teacher_inputs
         if self.split == SYNTHETIC_DEV:
             inputs["queries"] = self.groups_folder

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 from dense_retrieval.hub import model_folder
@@ -27,13 +26,7 @@ class TeacherStages(TextStages):
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The one teacher.
-
-        Raises:
-            InputError: it is an ensemble.
-        """
-        if "members" in self.config.teacher:
-            raise InputError("groups.scored_before needs a single teacher: choose one with teacher=")
+        """The one teacher, where it is no ensemble."""
         return self._load(self.config.teacher)
 
     def _load(self, teacher: Any) -> Teacher:
@@ -45,10 +38,10 @@ class TeacherStages(TextStages):
         teacher: Any = self.config.teacher
         if "members" not in teacher:
             return [teacher]
-        task = HydraConfig.get().overrides.task
-        shared = [o for o in task if not o.startswith("teacher")]
-        members = [m if m in ("bm25", "student") else [*shared, *m.split()] for m in teacher.members]
-        return [m if isinstance(m, str) else compose("config", overrides=m).teacher for m in members]
+        return [
+            m if m in ("bm25", "student") else compose("config", overrides=m.split()).teacher
+            for m in teacher.members
+        ]
 
     @property
     def teacher_settings(self) -> dict[str, Any]:
@@ -58,7 +51,7 @@ class TeacherStages(TextStages):
             if member == "bm25":
                 values: Any = plain(self.config.retriever, only=["library", "k1", "b"])
             else:
-                values = member if member == "student" else plain(member, *_FILES)
+                values = plain(self.config.student if member == "student" else member, *_FILES)
             settings[f"teacher {number}"] = values
         if "members" in self.config.teacher:
             settings["weights"] = plain(self.config.teacher, only=["weights"])["weights"]
@@ -123,5 +116,7 @@ class TeacherStages(TextStages):
 
 def _weights(teacher: Any) -> dict[str, Path]:
     adapter = teacher.get("adapter")
+    if adapter and not Path(adapter).is_dir():
+        raise InputError(f"teacher.adapter={adapter}: there is no such folder")
     folders = {"weights": model_folder(teacher.path, teacher.revision)}
     return folders | ({"adapter": Path(adapter)} if adapter else {})

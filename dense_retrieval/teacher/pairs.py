@@ -9,7 +9,7 @@ from datasets import concatenate_datasets
 from dense_retrieval.corpus.beir import read_folder
 from dense_retrieval.corpus.embedded import teacher_pairs
 from dense_retrieval.queries import clean, files, human
-from dense_retrieval.records import InputError
+from dense_retrieval.records import Corpus, InputError
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Pairs:
 
     queries: Sequence[str]
     positive: np.ndarray  # (Q,) passage rows
+    relevant: Sequence[np.ndarray]  # (Q,) rows of all its right passages, which are no negatives
     passages: Sequence[str]
     topic: np.ndarray  # (N,) topic number of each passage; all 0 where none are known
     untitled: Sequence[str]  # (N,) the passages without their titles
@@ -54,12 +55,17 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
                 f"{file} has no queries of type {min(missing)!r}, which pairs={list(kinds)} asks for"
             )
         tables.append(written.select(np.flatnonzero(np.isin(written["querytype"], synthetic))))
-    queries, positive = [], np.array([], dtype=np.int64)
+    queries, positive, relevant = [], np.array([], dtype=np.int64), []
     if tables:
         table = concatenate_datasets(tables)
         usable = np.flatnonzero(~np.isin(table["source"], found.heldout))
         table = table.select(usable)
         queries, positive = list(table["text"]), np.array(table["source"], dtype=np.int64)
+        judged = _judged(found) if "human" in kinds else {}
+        relevant = [
+            judged[id] if kind == "human" else np.array([row])
+            for id, kind, row in zip(table["id"], table["querytype"], positive, strict=True)
+        ]
     named = [row for row, title in enumerate(titles) if title.strip()] if "title" in kinds else []
     titled = np.setdiff1d(named, found.heldout).astype(np.int64)
     if not len(queries) + len(titled):
@@ -67,8 +73,17 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
     return Pairs(
         queries + [titles[row] for row in titled],
         np.concatenate([positive, titled]),
+        relevant + [np.array([row]) for row in titled],
         passages,
         topic,
         [text.removeprefix(title).strip() for text, title in zip(passages, titles, strict=True)],
         np.arange(len(queries) + len(titled)) >= len(queries),
     )
+
+
+def _judged(corpus: Corpus) -> dict[str, np.ndarray]:
+    """Id of a training query -> rows of its relevant passages."""
+    qrels, ids = corpus.qrels["train"], corpus.queries["train"]["id"]
+    right = (qrels.relevance > 0) & (qrels.passage >= 0)
+    rows = np.unique(qrels.query[right])
+    return {ids[int(row)]: qrels.passage[right & (qrels.query == row)] for row in rows}

@@ -68,10 +68,22 @@ class SequenceClassifier(nn.Module):
         return self.classifier(**inputs).logits.squeeze(-1).float()
 
     def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> list[dict[str, list[int]]]:
-        """One encoding a pair, unpadded."""
-        pairs = self.tokenizer(
-            list(queries), list(passages), truncation="only_second", max_length=self.max_length
-        )
+        """One encoding a pair, unpadded.
+
+        Raises:
+            InputError: a query so long that there is no room for a passage.
+        """
+        try:
+            pairs = self.tokenizer(
+                list(queries), list(passages), truncation="only_second", max_length=self.max_length
+            )
+        except Exception as error:  # of this class, by the tokenizers library
+            if "Truncation error" not in str(error):
+                raise
+            raise InputError(
+                f"teacher.max_length={self.max_length} tokens leave no room for a passage after the query "
+                f"{max(queries, key=len)[:60]!r}; raise it, or cut the queries with data.query_characters"
+            ) from error
         return [dict(zip(pairs, values, strict=True)) for values in zip(*pairs.values(), strict=True)]
 
     def pad(self, encodings: list[dict[str, list[int]]]) -> dict[str, Tensor]:

@@ -35,13 +35,19 @@ log = logging.getLogger(__name__)
 
 
 def hard_negatives(
-    positive: np.ndarray, lists: Sequence[CandidateList], topic: np.ndarray, each: int, seed: int
+    positive: np.ndarray,
+    relevant: Sequence[np.ndarray],
+    lists: Sequence[CandidateList],
+    topic: np.ndarray,
+    each: int,
+    seed: int,
 ) -> np.ndarray:
     """For each query its positive, ``each`` passages of every candidate list, one of the same topic;
     more of those where a list is too short.
 
     Args:
         positive: ``(Q,)`` passage rows.
+        relevant: Q arrays of passage rows that are no negatives, the positive among them.
         lists: candidate lists ``(Q, K)`` to draw negatives from.
         topic: ``(N,)`` topic number of each passage.
 
@@ -57,9 +63,10 @@ def hard_negatives(
     for query, row in enumerate(positive):
         chosen = [row]
         for candidates in lists:
-            pool = np.setdiff1d(candidates.passages[query], [*chosen, -1])
+            pool = np.setdiff1d(candidates.passages[query], [*chosen, *relevant[query], -1])
             chosen += list(rng.choice(pool, min(each, len(pool)), replace=False))
-        pool, n = np.setdiff1d(of_topic[topic[row]], chosen), 2 + each * len(lists) - len(chosen)
+        pool = np.setdiff1d(of_topic[topic[row]], [*chosen, *relevant[query]])
+        n = 2 + each * len(lists) - len(chosen)
         if len(pool) < n:
             there = len(of_topic[topic[row]])
             raise InputError(f"negatives_each={each}: too many where a topic has {there} passages")
@@ -166,7 +173,8 @@ def main(config: TeacherTraining) -> None:
         BM25(found.passages).search(queries, config.depth),
         dense_candidates(config.base, found.passages, queries, config.depth, output / "embeddings"),
     ]
-    groups = hard_negatives(positive, lists, found.topic, config.negatives_each, config.seed)
+    relevant = [found.relevant[int(row)] for row in chosen]
+    groups = hard_negatives(positive, relevant, lists, found.topic, config.negatives_each, config.seed)
     # A title finds its passage by reading it there: such a query's passages are read without.
     hidden = found.from_title[chosen] * len(found.passages)
     groups += hidden[:, None]

@@ -11,7 +11,6 @@ import sys
 
 import numpy as np
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 
 from dense_retrieval.config import CONF
 from dense_retrieval.evaluation import evaluate
@@ -24,9 +23,7 @@ def main() -> None:
     for words in teachers:
         with initialize_config_dir(CONF, version_base=None):
             overrides = [*shared, *shlex.split(words)]
-            config = compose("config", overrides=overrides, return_hydra_config=True)
-            HydraConfig.instance().set_config(config)  # an ensemble's members take the overrides too
-            show(Stages(config, lambda *_: None), words)
+            show(Stages(compose("config", overrides=overrides), lambda *_: None), words)
 
 
 def show(stages: Stages, teacher: str) -> None:

@@ -136,6 +136,14 @@ def test_evaluating_differently_does_not_train_again(run, finished, command):
     assert re.findall(r"(\w+): built in", log) == ["teacher_ranking"]
 
 
+def test_another_pooling_is_another_student(run, finished, command):
+    """Its candidates and what the teacher reranks are made anew."""
+    kept = [c for c in command if not c.startswith("student.pooling")]
+    log = run(finished, *kept, "student.pooling=cls", "hydra.run.dir=runs/pooling", "logger=none").stdout
+    built = re.findall(r"(\w+): built in", log)
+    assert {"candidates", "teacher_ranking", "groups", "training"} <= set(built) and "queries" not in built
+
+
 def test_testing_on_other_heldout_queries_does_not_train_again(run, finished, command):
     without = [c for c in command if "heldout_types" not in c]
     log = run(finished, *without, "evaluation.heldout_types=[claim]", "hydra.run.dir=runs/fourth").stdout
@@ -228,6 +236,13 @@ def test_a_mixture_trains_one_student_and_tests_it_on_each_corpus(run, finished,
     batches = [-(-facts["yields"]["claim"]["train"] // 8) for facts in (first, second)]
     assert first["training"]["steps"] == first["training"]["epochs"] * sum(batches)
     assert (finished / "runs/mixture/model/model.safetensors").exists()
+    generate = [sys.executable, "-m", "dense_retrieval.generate", *shared, "data=mixture"]
+    generate += [f"data.members=[{members}]", "hydra.run.dir=runs/written"]
+    subprocess.run(generate, check=True, cwd=finished, stdout=subprocess.DEVNULL)
+    written = [
+        len((finished / f"runs/written/{f.name}/queries.jsonl").read_text().splitlines()) for f in folders
+    ]
+    assert written == [2 * 2 * 40, 2 * 2 * 30]  # two types; a file has those of held-out passages too
 
 
 class LanguageModelServer(ThreadingHTTPServer):
@@ -305,6 +320,14 @@ def test_a_killed_generation_ends_with_the_same_queries(command, tmp_path):
         (["evaluation.split=dev"], "evaluation.split=dev: this corpus has test, train"),
         (["evaluation.split=train", "querytype=human"], "test on what is trained on"),
         (["evaluation.heldout_types=[web]"], "evaluation.heldout_types=.*no such query"),
+        (
+            ["teacher=wikivital_minilm", "teacher.adapter=nowhere"],
+            "teacher.adapter=nowhere: there is no such",
+        ),
+        (
+            ["groups.scored_before=5", "teacher=ensemble", "teacher.members=[bm25,student]"],
+            "a single teacher",
+        ),
         (["student.path=no/where"], "student=all_minilm"),
         (["groups.list_size=41"], "groups.list_size"),
         (["loss.student_temperature=-1"], "loss.student_temperature"),

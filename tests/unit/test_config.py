@@ -89,6 +89,12 @@ def test_the_paper_keeps_its_constants():
     assert composed("experiment=paper", "student=e5_base_unsupervised").student.passage_prefix == "passage: "
 
 
+def test_the_general_model_s_teachers():
+    members = composed("experiment=[paper,general]", "data=general").teacher.members
+    paths = [composed(*member.split()).teacher.path for member in members]
+    assert paths == ["Soyoung97/RankT5-3b", "BAAI/bge-reranker-v2.5-gemma2-lightweight"]
+
+
 def test_the_command_line_wins_over_the_corpus():
     assert composed("data=fiqa").generator.path == "Qwen/Qwen2.5-0.5B-Instruct"
     assert composed("data=fiqa", "generator=files").generator.path is None

@@ -31,6 +31,11 @@ class Echo:
             yield position, Completion(asked[position].text[-9:], "stop", 10, 3)
 
 
+class Unloaded(Echo):
+    def complete(self, asked):
+        raise AssertionError("a model loads when it is first asked")
+
+
 def all_requests(passages=PASSAGES, types=("claim", "web"), passage_first=True, seed=0):
     return requests(passages, [Prompt.load(t) for t in types], passage_first, seed)
 
@@ -76,6 +81,7 @@ def test_nothing_is_asked_twice_also_after_giving_up(tmp_path):
     with Memo(tmp_path / "broken") as memo:
         assert generate(second, memo, asked) == whole
         assert generate(third, memo, asked) == whole
+        assert generate(Unloaded(), memo, asked) == whole
         more = generate(third, memo, all_requests(types=("claim", "web", "title")))
     assert sorted(r.text for r in dying.asked + second.asked) == sorted(r.text for r in asked)
     assert len(third.asked) == 3 and [more[i] for i in (0, 1, 3, 4, 6, 7)] == whole

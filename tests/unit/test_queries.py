@@ -7,13 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 from datasets import Dataset
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dense_retrieval.config import CONF
 from dense_retrieval.corpus.embedded import wikiscience
 from dense_retrieval.queries import draw, files, human
 from dense_retrieval.queries.clean import clean
 from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
+from dense_retrieval.stages.queries import QueryStages, _none_is_lost
 
 PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultivars primarily grown for their leaves."
 
@@ -35,6 +38,13 @@ PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultiva
         ("Factual claim: Kale is grown for its leaves.", "claim", "Kale is grown for its leaves."),
         ("Passage supports the claim that kale is eaten raw.", "claim", "Kale is eaten raw."),
         ("a, b, a, c , d., e, f", "keyword", "a, b, c, d, e"),
+        ("Key phrases: kale, green cabbage", "keyword", "kale, green cabbage"),
+        ("1. Query: what is kale", "msmarco", "what is kale"),
+        ("a) Question 1: What is kale?", "question", "What is kale?"),
+        ("# Web search query: kale", "web", "kale"),
+        ("Search for Dark Matter at the LHC", "title", "Search for Dark Matter at the LHC"),
+        ("E. coli in kale", "title", "E. coli in kale"),
+        ("Patients are unable to eat kale", "claim", "Patients are unable to eat kale"),
         ("What is kale?", "question", "What is kale?"),
         ("What is a large language model?", "question", "What is a large language model?"),
         ("I can't sleep at night", "web", "I can't sleep at night"),
@@ -69,6 +79,9 @@ def test_a_description_does_not_name_its_subject(raw, expected):
         ("I'm sorry, but I cannot help with that.", "refusal"),
         ("As a language model, I have no opinion on kale.", "refusal"),
         ("I can't provide a query for this.", "refusal"),
+        ("Sorry, but I can't do that.", "refusal"),
+        ("Unfortunately, I am unable to write a claim.", "refusal"),
+        ("I don't have enough information to write one.", "refusal"),
         ("What does the passage say about kale?", "not self-contained"),
         ("word " * 20, "too long"),
         ("Kale also called leaf cabbage belongs to a group of cabbage cultivars", "copied"),
@@ -76,6 +89,36 @@ def test_a_description_does_not_name_its_subject(raw, expected):
 )
 def test_a_bad_query_is_dropped_with_its_reason(raw, reason):
     assert clean(raw, "claim", PASSAGE) == (None, reason)
+
+
+@pytest.mark.parametrize(
+    ("raw", "querytype", "expected"),
+    [
+        ("キャベツ, ケール", "keyword", ("キャベツ, ケール", "")),
+        ("日本の野菜は健康に良いとされている。", "claim", ("日本の野菜は健康に良いとされている。", "")),
+        ("ケールの特徴は何？", "question", ("ケールの特徴は何？", "")),
+        ("ケール", "claim", (None, "too short")),
+        ("野菜" * 40, "claim", (None, "too long")),
+        ("Kale is a vegetable of the winter", "claim", (None, "another script")),
+    ],
+)
+def test_a_language_without_spaces(raw, querytype, expected):
+    assert clean(raw, querytype, "ケールはアブラナ科の野菜で、葉を食べる。") == expected
+
+
+def test_two_types_of_one_name(tmp_path):
+    (tmp_path / "claim.yaml").write_text("prompt: 'Write about {passage}'")
+    with initialize_config_dir(CONF, version_base=None):
+        config = compose("config", overrides=[f"querytype.types=[claim,{tmp_path}/claim.yaml]"])
+    with pytest.raises(InputError, match="two types are called 'claim'; rename"):
+        QueryStages(config, lambda *_: None)._prompts("train")
+
+
+def test_a_type_that_cleaning_drops_altogether_says_why():
+    counted = {"claim": {"generated": 7, "cleaned": 0, "dropped": {"too long": 5, "wrong form": 2}}}
+    with pytest.raises(InputError, match=r"all 7 queries of type 'claim' .*5 too long, 2 wrong form"):
+        _none_is_lost(counted, ["claim"])
+    _none_is_lost(counted, ["human", "web"])
 
 
 def table(counts: dict[str, int]) -> Dataset:

@@ -1,6 +1,7 @@
 """Teacher scores against plain transformers, resumption, bad teachers."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_hard_negatives_come_from_their_lists():
     lists = [CandidateList(rng.permuted(np.tile(np.arange(10), (6, 1)), axis=1)[:, :5], np.zeros((6, 5)))] * 2
     topic = np.array([0] * 5 + [1] * 15)
     positive = np.arange(6)
-    groups = hard_negatives(positive, lists, topic, each=2, seed=0)
+    groups = hard_negatives(positive, positive[:, None], lists, topic, each=2, seed=0)
     assert groups.shape == (6, 6) and (groups[:, 0] == positive).all()
     for row, group in enumerate(groups):
         assert len(set(group)) == 6
@@ -107,11 +108,19 @@ def test_hard_negatives_come_from_their_lists():
 def test_short_candidate_lists_are_filled_from_the_topic():
     lists = [CandidateList(np.array([[0, -1], [0, 2]]), np.zeros((2, 2)))]
     positive, topic = np.array([0, 2]), np.array([0, 0, 0, 0, 1])
-    groups = hard_negatives(positive, lists, topic, each=1, seed=0)
+    groups = hard_negatives(positive, positive[:, None], lists, topic, each=1, seed=0)
     assert groups.shape == (2, 3) and groups[0, 0] == 0 and list(groups[1, :2]) == [2, 0]
     assert all(len(set(group)) == 3 and set(group) <= {0, 1, 2, 3} for group in groups.tolist())
     with pytest.raises(InputError, match="negatives_each=3: too many where a topic has 4 passages"):
-        hard_negatives(positive, lists, topic, each=3, seed=0)
+        hard_negatives(positive, positive[:, None], lists, topic, each=3, seed=0)
+
+
+def test_no_relevant_passage_is_a_negative():
+    lists = [CandidateList(np.array([[0, 1, 2, 3, 4]]), np.zeros((1, 5)))]
+    relevant = [np.array([0, 1, 3])]
+    for seed in range(9):
+        (group,) = hard_negatives(np.array([0]), relevant, lists, np.zeros(7), each=2, seed=seed).tolist()
+        assert group[0] == 0 and set(group[1:3]) == {2, 4} and group[3] in (5, 6)
 
 
 def test_training_teaches_the_ranking():
@@ -160,6 +169,24 @@ def test_pairs_of_titles_claims_and_people(beir):
             assert found.passages[row] == f"{query} {found.untitled[row]}"
             assert query not in found.untitled[row]
     assert set(by_kind["title"]) <= set(found.queries)
+
+
+def test_all_relevant_passages_of_a_human_query_are_known(beir):
+    with (beir / "qrels/train.tsv").open("a") as judged:
+        judged.write("q7\tp9\t2\nq7\tp11\t0\n")
+    found = pairs.read(str(beir), ["human", "claim"], str(beir / "claims.jsonl"))
+    relevant = dict(zip(found.queries, map(list, found.relevant), strict=True))
+    assert sorted(relevant.pop("what is 7")) == [7, 9] and "what is 8" in relevant
+    for query, rows in relevant.items():
+        assert rows == [int(re.search(r"\d+", query)[0])]
+
+
+def test_a_query_as_long_as_the_window_is_named():
+    teacher = SequenceClassifier(
+        BertForSequenceClassification(tiny_config(num_labels=1)), tiny_tokenizer(), 16
+    )
+    with pytest.raises(InputError, match="max_length=16 tokens leave no room .* 'star star"):
+        teacher.score(["bird", "star " * 20], ["cell", "cell"])
 
 
 @pytest.mark.parametrize(

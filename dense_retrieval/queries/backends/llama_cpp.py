@@ -102,12 +102,13 @@ class LlamaCpp:
             yield position, self._answer(len(prefix), rest, requests[position].seed, new + len(rest))
 
     def _tokens(self, request: Request) -> tuple[list[int], list[int]]:
-        prompt = self._formatter(messages=[{"role": "user", "content": request.text}]).prompt
+        messages = [{"role": "user", "content": request.text}]
+        prompt = self._formatter(messages=messages, enable_thinking=False).prompt
         cut = prompt.index(request.text[: request.shared]) + request.shared
         prefix, rest = prompt[:cut].encode(), prompt[cut:].encode()
-        return self._model.tokenize(prefix, special=True), self._model.tokenize(
-            rest, add_bos=False, special=True
-        )
+        # The template has written what a prompt begins with.
+        first, second = (self._model.tokenize(part, add_bos=False, special=True) for part in (prefix, rest))
+        return first, second
 
     def _answer(self, start: int, rest: list[int], seed: int, prefilled: int) -> Completion:
         model = self._model
