@@ -344,6 +344,8 @@ def test_bad_input_is_one_clear_line(run, finished, command, overrides, message)
     replaced = {o.split("=")[0] for o in overrides}
     if "data" in replaced:
         replaced |= {"data.path", "data.heldout"}
+    if "teacher" in replaced:
+        replaced |= {"teacher.path", "teacher.max_length"}
     kept = [c for c in command if c.split("=")[0] not in replaced]
     process = run(finished, *kept, *overrides, "hydra.run.dir=runs/bad", check=False)
     assert process.returncode == 1
