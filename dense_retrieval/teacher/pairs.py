@@ -84,6 +84,8 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
 def _judged(corpus: Corpus) -> dict[str, np.ndarray]:
     """Id of a training query -> rows of its relevant passages."""
     qrels, ids = corpus.qrels["train"], corpus.queries["train"]["id"]
-    right = (qrels.relevance > 0) & (qrels.passage >= 0)
-    rows = np.unique(qrels.query[right])
-    return {ids[int(row)]: qrels.passage[right & (qrels.query == row)] for row in rows}
+    right = np.flatnonzero((qrels.relevance > 0) & (qrels.passage >= 0))
+    right = right[np.argsort(qrels.query[right], kind="stable")]
+    rows, first = np.unique(qrels.query[right], return_index=True)
+    passages = np.split(qrels.passage[right], first[1:])
+    return {ids[int(row)]: of for row, of in zip(rows, passages, strict=True)}
