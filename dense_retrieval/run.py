@@ -167,7 +167,8 @@ def _by_query(stages: Stages, measured: Measured) -> tuple[list[str], list[list[
     queries, _ = stages.test_queries(stages.split)
     values = [of_system["nDCG@10"] for of_system in measured.values.values()]
     judged = np.flatnonzero(~np.isnan(values[0])).tolist()
-    lines = [[queries["id"][row], queries["text"][row], *(v[row] for v in values)] for row in judged]
+    ids, texts = queries["id"][:], queries["text"][:]
+    lines = [[ids[row], texts[row], *(v[row] for v in values)] for row in judged]
     return ["query", "text", *measured.values], lines
 
 
