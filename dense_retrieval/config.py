@@ -351,7 +351,7 @@ class TeacherTraining:
     corpus: str | None = None  # folder or zip in BEIR's layout; None = Wikipedia outside wikiscience
     pairs: list[str] = field(default_factory=lambda: ["human"])  # human, title, or types of queries in file
     file: str | None = None  # synthetic queries, as python -m dense_retrieval.generate writes them
-    queries: int = 4000  # training queries at most; up to 200 others measure it
+    queries: int = 4000  # for training at most, as many of each kind of pairs; up to 200 others measure it
     negatives_each: int = 2  # from BM25's list and from the bi-encoder's; one more shares the topic
     depth: int = 20  # candidates that the negatives are drawn from
     max_length: int = 128  # tokens of a pair

@@ -22,7 +22,7 @@ class Pairs:
     passages: Sequence[str]
     topic: np.ndarray  # (N,) topic number of each passage; all 0 where none are known
     untitled: Sequence[str]  # (N,) the passages without their titles
-    from_title: np.ndarray  # (Q,) bool: the query is its passage's title, which is not to be read there
+    kind: np.ndarray  # (Q,) "human", "title" or a type of synthetic query
 
 
 def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
@@ -55,16 +55,17 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
                 f"{file} has no queries of type {min(missing)!r}, which pairs={list(kinds)} asks for"
             )
         tables.append(written.select(np.flatnonzero(np.isin(written["querytype"], synthetic))))
-    queries, positive, relevant = [], np.array([], dtype=np.int64), []
+    queries, kind, positive, relevant = [], [], np.array([], dtype=np.int64), []
     if tables:
         table = concatenate_datasets(tables)
         usable = np.flatnonzero(~np.isin(table["source"], found.heldout))
         table = table.select(usable)
-        queries, positive = list(table["text"]), np.array(table["source"], dtype=np.int64)
+        queries, kind = list(table["text"]), list(table["querytype"])
+        positive = np.array(table["source"], dtype=np.int64)
         judged = _judged(found) if "human" in kinds else {}
         relevant = [
-            judged[id] if kind == "human" else np.array([row])
-            for id, kind, row in zip(table["id"], table["querytype"], positive, strict=True)
+            judged[id] if of == "human" else np.array([row])
+            for id, of, row in zip(table["id"], kind, positive, strict=True)
         ]
     named = [row for row, title in enumerate(titles) if title.strip()] if "title" in kinds else []
     titled = np.setdiff1d(named, found.heldout).astype(np.int64)
@@ -77,7 +78,7 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
         passages,
         topic,
         [text.removeprefix(title).strip() for text, title in zip(passages, titles, strict=True)],
-        np.arange(len(queries) + len(titled)) >= len(queries),
+        np.array(kind + ["title"] * len(titled)),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+import pandas
 import torch
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
@@ -32,6 +33,17 @@ from dense_retrieval.teacher import pairs
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier, load_classifier
 
 log = logging.getLogger(__name__)
+
+
+def evenly(kind: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """``(n,)`` rows in random order, the same number of each kind as long as it has any.
+
+    Args:
+        kind: ``(Q,)``; n is Q at most.
+    """
+    order = np.random.default_rng(seed).permutation(len(kind))
+    turn = pandas.Series(order).groupby(kind[order]).cumcount()
+    return order[np.sort(np.argsort(turn, kind="stable")[:n])]
 
 
 def hard_negatives(
@@ -167,7 +179,7 @@ def main(config: TeacherTraining) -> None:
     found = pairs.read(config.corpus, list(config.pairs), config.file)
     n_dev = min(200, len(found.queries) // 10)
     n_train = min(config.queries, len(found.queries) - n_dev)
-    chosen = np.random.default_rng(config.seed).permutation(len(found.queries))[: n_train + n_dev]
+    chosen = evenly(found.kind, n_train + n_dev, config.seed)
     queries, positive = [found.queries[int(row)] for row in chosen], found.positive[chosen]
     lists = [
         BM25(found.passages).search(queries, config.depth),
@@ -176,7 +188,7 @@ def main(config: TeacherTraining) -> None:
     relevant = [found.relevant[int(row)] for row in chosen]
     groups = hard_negatives(positive, relevant, lists, found.topic, config.negatives_each, config.seed)
     # A title finds its passage by reading it there: such a query's passages are read without.
-    hidden = found.from_title[chosen] * len(found.passages)
+    hidden = (found.kind[chosen] == "title") * len(found.passages)
     groups += hidden[:, None]
     texts = [*found.passages, *found.untitled]
 

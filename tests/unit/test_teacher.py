@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.teacher import pairs
 from dense_retrieval.teacher.score import score_candidates
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier
-from dense_retrieval.teacher.train import fit, hard_negatives
+from dense_retrieval.teacher.train import evenly, fit, hard_negatives
 
 QUERIES = ["star light", "the ocean of a planet", "bird"]
 PASSAGES = [
@@ -162,13 +163,24 @@ def test_pairs_of_titles_claims_and_people(beir):
     }
     assert found.queries[: len(by_kind["human"])] == by_kind["human"]
     assert [q for q in found.queries if q.startswith("It weighs")] == by_kind["claim"]
-    for query, row, titled in zip(found.queries, found.positive, found.from_title, strict=True):
+    for query, row, titled in zip(found.queries, found.positive, found.kind == "title", strict=True):
         assert titled == (query in ["Kale", "Basalt", "Fens"] or query.startswith("Thing"))
         assert row not in heldout
         if titled:
             assert found.passages[row] == f"{query} {found.untitled[row]}"
             assert query not in found.untitled[row]
     assert set(by_kind["title"]) <= set(found.queries)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_are_drawn_evenly(seed):
+    """As many of each kind as long as there are any; one kind alone is a plain permutation."""
+    kind = np.array(["claim"] * 3 + ["title"] * 40 + ["human"] * 9)
+    rows = evenly(kind, 24, seed)
+    assert len(set(rows.tolist())) == 24
+    assert Counter(kind[rows].tolist()) == {"claim": 3, "human": 9, "title": 12}
+    assert list(kind[rows]) != sorted(kind[rows])
+    assert (evenly(kind[3:43], 30, seed) == np.random.default_rng(seed).permutation(40)[:30]).all()
 
 
 def test_all_relevant_passages_of_a_human_query_are_known(beir):
