@@ -14,7 +14,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
@@ -399,7 +398,7 @@ def one_line_errors(main: Callable[[Any], float | None]) -> Callable[[Any], floa
                 return math.nan
             if cause is None:
                 raise
-            raise CompactHydraException(f"error: {cause}") from None
+            raise SystemExit(f"error: {cause}") from None
 
     return wrapped
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from datasets import concatenate_datasets
@@ -40,6 +41,8 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
     """
     if corpus is None:
         found, topic = teacher_pairs()
+    elif not Path(corpus).exists():
+        raise InputError(f"corpus={corpus}: there is no such folder or zip")
     else:
         found = read_folder(corpus)
         topic = np.zeros(len(found.passages), dtype=np.int64)

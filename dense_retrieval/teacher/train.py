@@ -119,7 +119,8 @@ def fit(
         rows = groups[batch].ravel()
         pair_queries = [queries[int(q)] for q in np.repeat(batch, groups.shape[1])]
         logits = _logits(teacher, pair_queries, [passages[int(p)] for p in rows], max_tokens)
-        loss = cross_entropy(logits.view(len(batch), -1), torch.zeros(len(batch), dtype=torch.long))
+        right = torch.zeros(len(batch), dtype=torch.long, device=logits.device)
+        loss = cross_entropy(logits.view(len(batch), -1), right)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -139,7 +140,7 @@ def _logits(teacher: SequenceClassifier, queries: list[str], passages: list[str]
 
 
 def dense_candidates(
-    base: str, passages: Sequence[str], queries: Sequence[str], k: int, folder: Path
+    base: str, passages: Sequence[str], queries: Sequence[str], k: int, folder: Path, device: str
 ) -> CandidateList:
     """The top k of the bi-encoder that the teacher starts from."""
     student = BiEncoder.load(base, pooling="mean", passage_length=128)
@@ -147,7 +148,7 @@ def dense_candidates(
     for name, texts in {"passages": passages, "queries": queries}.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         tokenize(texts, student.tokenizer, 128, "", folder / name)
-        encode(student, Tokens.load(folder / name), folder / name, label=f"encoding {name}")
+        encode(student, Tokens.load(folder / name), folder / name, device=device, label=f"encoding {name}")
         embeddings.append(np.load(folder / name / "embeddings.npy"))
     return search(embeddings[1], embeddings[0], k)
 
@@ -168,13 +169,15 @@ def reranking_ndcg(
 
 
 def _ndcg(hit: np.ndarray) -> float:
-    return float((hit[:, :10] / np.log2(np.arange(2, 12))).sum(1).mean())
+    top = hit[:, :10]
+    return float((top / np.log2(np.arange(top.shape[1]) + 2)).sum(1).mean())
 
 
 @hydra.main(version_base=None, config_path=CONF, config_name="train_teacher")
 @one_line_errors
 def main(config: TeacherTraining) -> None:
     torch.manual_seed(config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     output = Path(config.output)
     found = pairs.read(config.corpus, list(config.pairs), config.file)
     n_dev = min(200, len(found.queries) // 10)
@@ -183,7 +186,7 @@ def main(config: TeacherTraining) -> None:
     queries, positive = [found.queries[int(row)] for row in chosen], found.positive[chosen]
     lists = [
         BM25(found.passages).search(queries, config.depth),
-        dense_candidates(config.base, found.passages, queries, config.depth, output / "embeddings"),
+        dense_candidates(config.base, found.passages, queries, config.depth, output / "embeddings", device),
     ]
     relevant = [found.relevant[int(row)] for row in chosen]
     groups = hard_negatives(positive, relevant, lists, found.topic, config.negatives_each, config.seed)
@@ -202,7 +205,7 @@ def main(config: TeacherTraining) -> None:
     )
     teacher.classifier = get_peft_model(teacher.classifier, lora)  # type: ignore[assignment]
     losses = fit(
-        teacher,
+        teacher.to(device),
         queries[:n_train],
         texts,
         groups[:n_train],

@@ -351,6 +351,8 @@ def test_bad_input_is_one_clear_line(run, finished, command, overrides, message)
     assert process.returncode == 1
     assert re.search(message, process.stderr)
     assert "Traceback" not in process.stderr
+    if "error: " in process.stderr:  # else it is Hydra's own, about a choice that does not exist
+        assert process.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_it_runs_from_a_wheel_outside_the_checkout(tmp_path):
