@@ -111,6 +111,8 @@ def main() -> None:
         report(given.runs, given.output or given.runs[0] / "comparison", given.baseline)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename} cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from dense_retrieval import sweep
 from dense_retrieval.records import InputError
@@ -301,7 +303,7 @@ class Trainer:
 @dataclass
 class Evaluation:
     # Whose human queries are tested on. Settings are better chosen on "train" or "dev", where there are
-    # such, or on "synthetic_dev": the queries whose losses choose the checkpoint.
+    # such, or on "synthetic_dev": the queries whose losses choose the checkpoint, all that documents alone have.
     split: str = "test"
     headroom_queries: int | None = 100  # test queries that the teacher reranks; None = all
     headroom_k: int = 20  # of the untuned student's best passages
@@ -346,7 +348,7 @@ class TeacherTraining:
     """``conf/train_teacher.yaml``, for ``python -m dense_retrieval.teacher.train``."""
 
     base: str = MISSING  # folder or hub name of the bi-encoder whose weights it starts from
-    output: str = MISSING  # folder for the adapter
+    output: str = MISSING  # folder for the adapter; default: a new one in runs/
     corpus: str | None = None  # folder or zip in BEIR's layout; None = Wikipedia outside wikiscience
     pairs: list[str] = field(default_factory=lambda: ["human"])  # human, title, or types of queries in file
     file: str | None = None  # synthetic queries, as python -m dense_retrieval.generate writes them
@@ -376,8 +378,54 @@ def package_file(module: str, relative: str) -> str:
     return str(path)
 
 
+# Smallest and largest value; None is without limit.
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, 2**32 - 1),
+    "data.heldout": (0, None),
+    "data.missing_passages": (0, None),
+    "retriever.k": (1, None),
+    "student.query_length": (4, None),
+    "student.passage_length": (4, None),
+    "teacher.max_length": (4, None),
+    "groups.list_size": (2, None),
+    "groups.source_top_k": (1, None),
+    "groups.min_top_percentile": (0, 100),
+    "groups.dev_fraction": (0, 0.9),
+    "evaluation.headroom_queries": (1, None),
+    "evaluation.headroom_k": (1, None),
+    "trainer.batch_size": (1, None),
+    "trainer.learning_rate": (0, None),
+    "trainer.max_epochs": (1, None),
+    "trainer.patience": (1, None),
+    "trainer.chunk_tokens": (1, None),
+    "trainer.graph_tokens": (1, None),
+    "trainer.devices": (1, None),
+    # of dense_retrieval.teacher.train
+    "queries": (1, None),
+    "negatives_each": (1, None),
+    "max_length": (4, None),
+    "batch_size": (1, None),
+}
+
+
+def check(config: Any) -> None:
+    """Raise InputError where a setting is out of its range, or names a device that is not there."""
+    for name, (low, high) in _RANGES.items():
+        value = OmegaConf.select(config, name)
+        if value is not None and not low <= value <= (math.inf if high is None else high):
+            limit = f"{low} or more" if high is None else f"{low} to {high}"
+            raise InputError(f"{name}={value} is out of range; it is {limit}")
+    precision, device = (OmegaConf.select(config, name) for name in ("precision", "device"))
+    if precision not in (None, "32-true", "bf16-mixed"):
+        raise InputError(f"precision={precision} is unknown; use 32-true or bf16-mixed")
+    if device not in (None, "auto", "cpu") and not device.startswith("cuda"):
+        raise InputError(f"device={device} is unknown; use cpu, cuda or auto")
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device={device}: torch finds no such GPU here; use cpu or auto")
+
+
 def one_line_errors(main: Callable[[Any], float | None]) -> Callable[[Any], float | None]:
-    """A Hydra main function whose InputErrors are one line, without a traceback.
+    """A Hydra main function whose user's errors are one line, without a traceback.
 
     A job of a sweep that fails returns NaN and leaves the line in its folder: the others go on.
     """
@@ -385,11 +433,10 @@ def one_line_errors(main: Callable[[Any], float | None]) -> Callable[[Any], floa
     @functools.wraps(main)
     def wrapped(config: Any) -> float | None:
         try:
+            check(config)
             return main(config)
         except Exception as error:
-            cause: BaseException | None = error
-            while cause and not isinstance(cause, InputError):  # Hydra wraps what a target raises
-                cause = cause.__cause__
+            cause = users_error(error)
             job = HydraConfig.get()
             if job.mode == RunMode.MULTIRUN:
                 line = f"error: {cause or repr(error)}"
@@ -401,6 +448,17 @@ def one_line_errors(main: Callable[[Any], float | None]) -> Callable[[Any], floa
             raise SystemExit(f"error: {cause}") from None
 
     return wrapped
+
+
+def users_error(error: BaseException | None) -> str | None:
+    """What to tell the user, if an error is of their making."""
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        return f"{error.full_key} has no value; give one with {error.full_key}="
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return f"{error.filename} cannot be written: {error.strerror}"
+    if error is None or isinstance(error, InputError):
+        return str(error) if error else None
+    return users_error(error.__cause__)  # Hydra wraps what a target raises
 
 
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)

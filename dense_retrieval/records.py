@@ -73,7 +73,7 @@ class Corpus:
     a split, ``queries-<split>.parquet`` with ``qrels-<split>.npz``."""
 
     passages: Dataset  # PASSAGES
-    queries: dict[str, Dataset]  # split ("train", "test") -> QUERIES
+    queries: dict[str, Dataset]  # split ("train", "dev", "test") -> QUERIES
     qrels: dict[str, Qrels]  # split -> judgements, rows of that split's queries
     heldout: np.ndarray  # (H,) int64, passage rows that no training query may come from
 

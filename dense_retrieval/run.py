@@ -119,6 +119,7 @@ class Measured:
 
 
 def _before_training(stages: Stages) -> Measured:
+    stages.teacher_inputs  # noqa: B018  what cannot be loaded is better known before queries are written
     _, qrels = stages.test_queries(stages.split)
     if stages.config.evaluation.heldout_types:
         stages.heldout_folder  # noqa: B018  what cannot be tested on is better known before training

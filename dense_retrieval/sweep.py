@@ -29,6 +29,11 @@ def name(overrides: Sequence[str]) -> str:
     return re.sub(r"[^\w.,=+-]+", "-", "_".join(overrides))[:_NAME_LENGTH] + f"-{digest}"
 
 
+def split_overrides(words: str) -> list[str]:
+    """``data=beir data.path='a folder'`` as two overrides; quotes hold together and stay, for Hydra."""
+    return re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", words)
+
+
 def inputs(settings: Any) -> dict[str, str]:
     """Path -> fingerprint, of the files and folders that settings name: a corpus, queries, prompts, weights."""
     found: dict[str, str] = {}
@@ -40,7 +45,10 @@ def inputs(settings: Any) -> dict[str, str]:
                 found |= inputs(value)
     elif isinstance(settings, list):  # of query types, or of overrides: "data=beir data.path=FOLDER"
         words = [
-            word.rpartition("=")[2] for text in settings if isinstance(text, str) for word in text.split()
+            word.rpartition("=")[2]
+            for text in settings
+            if isinstance(text, str)
+            for word in split_overrides(text)
         ]
         paths = [Path(word.strip("'\"")) for word in words if "/" in word or word.endswith(".yaml")]
         found |= {str(path): fingerprint(path) for path in paths if path.exists()}

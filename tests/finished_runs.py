@@ -11,8 +11,10 @@ from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels
 
 
-def write_run(folder, settings: dict, values: dict[str, np.ndarray], corpus: str = "kale", **facts) -> None:
-    """A run folder of what a comparison reads; ``values`` are nDCG@10 by system."""
+def write_run(
+    folder, settings: dict, values: dict[str, np.ndarray], corpus: str = "kale", ids: str = "q", **facts
+) -> None:
+    """A run folder of what a comparison reads; ``values`` are nDCG@10 by system, of queries q0, q1, ..."""
     choices = {"data": corpus} | {k: v for k, v in settings.items() if k in ("loss", "querytype", "student")}
     config: dict = {
         "seed": 0,
@@ -30,7 +32,7 @@ def write_run(folder, settings: dict, values: dict[str, np.ndarray], corpus: str
     (folder / "metrics.json").write_text(json.dumps(known | facts))
     tables = []
     for system, of in values.items():
-        table = pandas.DataFrame({"system": system, "query": [f"q{i}" for i in range(len(of))]})
+        table = pandas.DataFrame({"system": system, "query": [f"{ids}{i}" for i in range(len(of))]})
         tables.append(table.assign(**dict.fromkeys(METRICS, of)).dropna())
     pandas.concat(tables).to_parquet(folder / "per_query.parquet")
 

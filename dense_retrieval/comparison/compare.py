@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.records import InputError
 
-AVERAGE = "average"  # of all corpora
+AVERAGE = "average"  # of all corpora that were tested on the same split
 _GROUPS = ("loss", "querytype", "teacher", "student", "retriever", "generator", "trainer", "experiment")
 
 
@@ -61,7 +61,7 @@ class Comparison:
     def __init__(self, runs: Sequence[Run], baseline: str = UNTUNED, *, samples: int = 10_000) -> None:
         if not runs:
             raise InputError("there is no finished run to compare")
-        once, repeated = _once(runs)
+        once, repeated = _once(_told_apart(runs))
         self.runs, others = _on_the_same_queries(once)
         self.excluded = repeated | others
         self.baseline = baseline
@@ -81,8 +81,11 @@ class Comparison:
         same corpus and metric.
         """
         parts = [self._of([corpus], corpus) for corpus in self.corpora]
-        if len(self.corpora) > 1 and any(row.values.keys() >= {*self.corpora} for row in self.rows):
-            parts.append(self._of(self.corpora, AVERAGE))
+        splits = {run.corpus: run.facts["split"] for run in self.runs}
+        one = "test" if "test" in splits.values() else min(splits.values())
+        corpora = [corpus for corpus in self.corpora if splits[corpus] == one]  # not two splits of one
+        if len(corpora) > 1 and any(row.values.keys() >= {*corpora} for row in self.rows):
+            parts.append(self._of(corpora, AVERAGE))
         return pandas.concat(parts, ignore_index=True)
 
     def baseline_of(self, row: Row) -> Row | None:
@@ -176,6 +179,22 @@ class Comparison:
         return found[0] if len(found) == 1 else None
 
 
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Corpora that share their name but no query are others: all but the first get a run's name behind theirs."""
+    known: dict[str, dict[str, set[str]]] = {}  # name -> name that tells it apart -> queries
+    names: dict[tuple[str, int], str] = {}  # runs on the same queries have the same index
+    for run in runs:
+        index = run.systems[TUNED].index
+        if (run.corpus, id(index)) not in names:
+            alike = known.setdefault(run.corpus, {})
+            name = next((name for name, queries in alike.items() if not queries.isdisjoint(index)), None)
+            if name is None:
+                name = f"{run.corpus} ({run.folder.name})" if alike else run.corpus
+            alike.setdefault(name, set()).update(index)
+            names[run.corpus, id(index)] = name
+    return [replace(run, corpus=names[run.corpus, id(run.systems[TUNED].index)]) for run in runs]
+
+
 def _once(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
     """Of runs with the same settings, seed and corpus the last."""
     last = {_text([run.corpus, run.settings]): run for run in runs}
@@ -198,7 +217,8 @@ def _on_the_same_queries(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]
         if asked[run] == usual[run.corpus]:
             kept.append(run)
         else:
-            excluded[run] = f"{run.folder} was tested on other queries of {run.corpus} than most runs are"
+            other = next(of.folder for of in runs if asked[of] == usual[run.corpus])
+            excluded[run] = f"{run.folder} was tested on other queries of {run.corpus} than {other}"
     return kept, excluded
 
 
@@ -237,19 +257,20 @@ def _rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Row]:
 
 def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Row]:
     """A system that is the same in many runs is one line; its settings are those that it depends on."""
-    groups: list[tuple[dict[str, bytes], list[Run]]] = []  # what is the same by corpus, in which runs
+    groups: list[tuple[dict[str, pandas.DataFrame], list[Run]]] = []  # values by corpus, in which runs
     for of in alike:
         if having := [run for run in of if system in run.systems]:
             values, _ = _averaged(system, having)
-            content = {corpus: table.to_numpy().tobytes() for corpus, table in values.items()}
-            fitting = [g for g in groups if all(g[0][c] == content[c] for c in g[0].keys() & content.keys())]
+            fitting = [
+                g for g in groups if all(_agree(g[0][c], values[c]) for c in g[0].keys() & values.keys())
+            ]
             if fitting:
                 # of other corpora only: of those with the most settings in common the first
                 known, runs = max(fitting, key=lambda g: len(_in_common([*g[1], *having], columns)))
-                known |= content
+                known |= {c: known[c].fillna(table) if c in known else table for c, table in values.items()}
                 runs += having
             else:
-                groups.append((content, having))
+                groups.append((values, having))
     rows: list[Row] = []
     for _, runs in groups:
         settings = {c: _shown(runs[0].settings.get(c)) for c in _in_common(runs, columns) if len(groups) > 1}
@@ -257,6 +278,12 @@ def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str])
             settings["variant"] = len(rows) + 1  # no setting tells it from the others: another machine, say
         rows.append(Row(system, settings, tuple(runs), *_averaged(system, runs)))
     return rows
+
+
+def _agree(one: pandas.DataFrame, other: pandas.DataFrame) -> bool:
+    """Where both have a value: a teacher reranks for some of the queries, and in another run for more of them."""
+    a, b = one.to_numpy(), other.to_numpy()
+    return bool(((a == b) | np.isnan(a) | np.isnan(b)).all())
 
 
 def _in_common(runs: Sequence[Run], columns: Sequence[str]) -> list[str]:
@@ -277,7 +304,14 @@ def _averaged(
             given = list({id(table): table for table in given}.values())
         tables = [table.reindex(queries) for table in given]
         if system != TUNED:
-            tables = list({table.to_numpy().tobytes(): table for table in tables}.values())
+            merged: list[pandas.DataFrame] = []
+            for table in tables:
+                fitting = [number for number, known in enumerate(merged) if _agree(known, table)]
+                if fitting:
+                    merged[fitting[0]] = merged[fitting[0]].fillna(table)
+                else:
+                    merged.append(table)
+            tables = merged
         stacked = np.stack([table.to_numpy() for table in tables])
         there = ~np.isnan(stacked)
         with np.errstate(invalid="ignore"):

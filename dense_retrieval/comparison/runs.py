@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _WITHOUT_EFFECT = (
     "cache_dir",
     "device",
-    "evaluation.headroom_queries",  # of the teacher's only
+    "evaluation.headroom",  # of the teacher's only
+    "evaluation.heldout_types",
     "logger",
     "trainer.chunk_tokens",
     "trainer.graph_tokens",
@@ -86,7 +87,7 @@ def read_all(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
 
 
 def read(folder: Path, shared: dict[Any, Any] | None = None) -> list[Run]:
-    """A run, on each of its corpora.
+    """A run, on each of its corpora; empty if the folder is of ``dense_retrieval.generate``.
 
     Args:
         shared: what other runs have in common with it, to be filled.
@@ -95,6 +96,8 @@ def read(folder: Path, shared: dict[Any, Any] | None = None) -> list[Run]:
         InputError: it did not finish, its files are broken, of another version, or hold no number.
     """
     files = sorted(folder.glob("metrics.json")) or sorted(folder.glob("*/metrics.json"))
+    if not files and any(folder.glob("**/queries.jsonl")):  # dense_retrieval.generate was here
+        return []
     if not files:
         failure = folder / FAILURE
         why = f" ({failure.read_text()})" if failure.is_file() else ""

@@ -14,8 +14,8 @@ MAIN = "nDCG@10"
 def note(comparison: Comparison) -> str:
     return (
         f"Differences to {comparison.baseline} with 95 % bootstrap intervals; p: paired randomization test over "
-        "the queries, Holm-corrected for all lines of a table; * is p < 0.05. Seeds are averaged; ± is their "
-        "standard deviation."
+        "the queries, Holm-corrected over the lines, each metric by itself; * is p < 0.05. Seeds are averaged; "
+        "± is their standard deviation."
     )
 
 
@@ -75,7 +75,7 @@ def corpora(comparison: Comparison) -> list[str]:
 
 
 def terminal(comparison: Comparison) -> list[Table]:
-    """One a corpus, and their average, 100 columns wide."""
+    """One a corpus, and their average."""
     tables = []
     for corpus in corpora(comparison):
         main, *others = (lines(comparison, corpus, metric) for metric in SHOWN)
@@ -117,15 +117,17 @@ def latex(comparison: Comparison) -> str:
     names = corpora(comparison)
     main = comparison.table[comparison.table["metric"] == MAIN]
     head = [*_escaped(["system", *comparison.columns]), *_escaped(names)]
+    most = main.groupby("corpus")["queries"].max()
     rows = []
     for row in comparison.rows:
         settings = [str(row.settings.get(column, "")) for column in comparison.columns]
         body = _escaped([row.system if row.system != TUNED else "tuned", *settings])
         found = main[main["name"] == row.name].set_index("corpus")
-        rows.append(body + [_latex_cell(found.loc[c]) if c in found.index else "--" for c in names])
+        rows.append(body + [_latex_cell(found.loc[c], most[c]) if c in found.index else "--" for c in names])
     ends = " \\\\\n"
     return (
-        f"% {note(comparison).replace('* is', '^{+} better, ^{-} worse:')}\n"
+        f"% {MAIN}, seeds averaged. ^{{+}} and ^{{-}}: better and worse than {comparison.baseline} by a paired "
+        f"randomization test over the queries, p < {ALPHA}, Holm-corrected over the lines.\n"
         f"\\begin{{tabular}}{{{'l' * (1 + len(comparison.columns))}{'r' * len(names)}}}\n\\toprule\n"
         + " & ".join(head)
         + ends
@@ -135,9 +137,10 @@ def latex(comparison: Comparison) -> str:
     )
 
 
-def _latex_cell(line: pandas.Series) -> str:
+def _latex_cell(line: pandas.Series, queries: int) -> str:
     mark = ("+" if line["difference"] > 0 else "-") if star(line) else ""
-    return f"${line['mean']:.3f}{'^{' + mark + '}' if mark else ''}$"
+    few = f" ({line['queries']} queries)" if line["queries"] < queries else ""
+    return f"${line['mean']:.3f}{'^{' + mark + '}' if mark else ''}${few}"
 
 
 def _system(line: pandas.Series) -> str:

@@ -5,6 +5,8 @@
     corpus.jsonl        {"_id": ..., "title": ..., "text": ...}   (or .jsonl.gz)
     queries.jsonl       {"_id": ..., "text": ...}
     qrels/test.tsv      query-id <tab> corpus-id <tab> score, with a header; also train.tsv, dev.tsv
+
+Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
 """
 
 import errno
@@ -66,9 +68,15 @@ def read_folder(
     if not folder.is_dir():
         raise InputError(f"data.path={path}: there is no such folder or zip")
     passages, passage_rows = _table(folder, "corpus", text, passage_characters)
-    everything, _ = _table(folder, "queries", "text_only", query_characters)
     queries, qrels = {}, {}
-    for split, name in {"train": "train", "test": test_split}.items():
+    splits = {"train": "train", "dev": "dev", "test": test_split}
+    if test_split == "dev":
+        del splits["dev"]
+    if not list(folder.glob("queries.jsonl*")) and not (folder / "qrels").exists():
+        splits = {}
+    else:
+        everything, _ = _table(folder, "queries", "text_only", query_characters)
+    for split, name in splits.items():
         files = [folder / "qrels" / f"{name}{suffix}" for suffix in (".tsv", ".jsonl")]
         file = next((f for f in files if f.is_file()), None)
         if file:

@@ -81,6 +81,12 @@ def model_card(
     """
     results = "\n".join(f"{title}\n\n{table.markdown(list(of))}" for title, of in rows.items()).strip()
     student, loss = settings["student"], facts["loss"]
+
+    def _named(group: str) -> str:
+        """The choice, or where it was read from, if that is a user's own."""
+        choice = facts["choices"][group]
+        return settings[group]["path"] if choice in ("custom", "beir") else choice
+
     prefixes = f"query prefix {student['query_prefix']!r}, passage prefix {student['passage_prefix']!r}"
     return f"""---
 library_name: sentence-transformers
@@ -88,11 +94,11 @@ pipeline_tag: sentence-similarity
 ---
 # A dense retriever tuned by dense_retrieval
 
-Base model: `{facts["choices"]["student"]}`. {student["pooling"]} pooling, normalised;
+Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
 queries of up to {student["query_length"]} tokens, passages of up to {student["passage_length"]}; {prefixes}.
 
-Trained on `{facts["choices"]["data"]}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
-`{facts["choices"]["teacher"]}` by {loss["listwise_weight"]:g} x listwise distillation (temperatures: student
+Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
+`{_named("teacher")}` by {loss["listwise_weight"]:g} x listwise distillation (temperatures: student
 {loss["student_temperature"]:.3f}, teacher {loss["teacher_temperature"]:.3f}) + {loss["infonce_weight"]:g} x InfoNCE.
 
 Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:

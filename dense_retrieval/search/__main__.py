@@ -1,7 +1,7 @@
 """python -m dense_retrieval.search MODEL_OR_RUN [OVERRIDE...]: type a query, see what three systems find.
 
-BM25, the untuned and the tuned student stand beside each other. A run is searched with its own settings,
-a model folder with those of the overrides (``data=fiqa student=bge_base``).
+BM25, the untuned and the tuned student stand beside each other. A run, or its ``model/``, is searched with the
+run's settings, another model's folder with those of the overrides (``data=fiqa student=bge_base``).
 """
 
 import argparse
@@ -16,11 +16,12 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dense_retrieval.config import CONF
+from dense_retrieval.config import CONF, users_error
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.search.index import search
@@ -40,11 +41,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for dense_retrieval.run")
     parser.add_argument("--top", type=int, default=5, help="passages a system (default: %(default)s)")
     given = parser.parse_intermixed_args()
+    if given.top < 1:
+        sys.exit(f"error: --top {given.top}: it is 1 or more")
     try:
         for query, found in results(given.folder, given.overrides, _typed(), given.top):
             Console().print(beside_each_other(query, found))
-    except (InputError, HydraException) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {users_error(error) or ' '.join(str(error).split())}")
 
 
 def _typed() -> Iterator[str]:
@@ -86,7 +89,15 @@ def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
     """The tuned student's folder, and the overrides: of a run its own, but for those given."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
+    if (folder.resolve().parent / ".hydra" / "overrides.yaml").is_file() and folder.resolve().name == "model":
+        folder = folder.resolve().parent
     own = folder / ".hydra" / "overrides.yaml"
+    if (
+        not own.is_file()
+        and not (folder / "modules.json").is_file()
+        and not (folder / "config.json").is_file()
+    ):
+        raise InputError(f"{folder} is no run and holds no model")
     if not own.is_file():
         return folder, overrides
     if not (folder / "model").is_dir():

@@ -14,6 +14,7 @@ from dense_retrieval.records import Groups, InputError
 from dense_retrieval.stages.rankings import Stages
 from dense_retrieval.stages.training import TrainingStages
 from dense_retrieval.student.tokens import Tokens, concatenate
+from dense_retrieval.sweep import split_overrides
 
 
 class MixtureStages(TrainingStages):
@@ -41,7 +42,7 @@ class MixtureStages(TrainingStages):
         shared = [o for o in HydraConfig.get().overrides.task if not o.startswith(("data=", "data.members="))]
         self.members: dict[str, Stages] = {}
         for number, words in enumerate(members):
-            member: Any = compose("config", overrides=[*shared, *words.split()])
+            member: Any = compose("config", overrides=[*shared, *split_overrides(words)])
             if member.student != config.student:
                 raise InputError(f"data.members: {words!r} has another student; give student= for all")
             self.members[f"{number}-{words.split()[0].removeprefix('data=')}"] = Stages(member, log)

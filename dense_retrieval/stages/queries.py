@@ -73,7 +73,7 @@ class QueryStages:
             corpus.save(folder)
             return {"passages": len(corpus.passages)} | {s: len(q) for s, q in corpus.queries.items()}
 
-        return self.store.stage("corpus", settings, inputs, build_corpus)
+        return self.store.stage("corpus", settings, inputs, build_corpus, version=2)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -105,7 +105,7 @@ class QueryStages:
         split = self.config.evaluation.split
         if split not in (SYNTHETIC_DEV, *self.corpus.queries):
             there = ", ".join([*sorted(self.corpus.queries), SYNTHETIC_DEV])
-            raise InputError(f"evaluation.split={split}: this corpus has {there}")
+            raise InputError(f"evaluation.split={split}: this corpus has {there}; choose one of them")
         if split == "train" and "human" in self.config.querytype.types:
             raise InputError("evaluation.split=train with querytype=human would test on what is trained on")
         return split

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from hydra import compose
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from dense_retrieval.hub import model_folder
@@ -15,6 +16,7 @@ from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import fingerprint
 from dense_retrieval.stages.queries import plain
 from dense_retrieval.stages.texts import TextStages
+from dense_retrieval.sweep import split_overrides
 from dense_retrieval.teacher import ensemble
 from dense_retrieval.teacher.score import Teacher, score_candidates
 
@@ -38,10 +40,7 @@ class TeacherStages(TextStages):
         teacher: Any = self.config.teacher
         if "members" not in teacher:
             return [teacher]
-        return [
-            m if m in ("bm25", "student") else compose("config", overrides=m.split()).teacher
-            for m in teacher.members
-        ]
+        return [m if m in ("bm25", "student") else _composed(m) for m in teacher.members]
 
     @property
     def teacher_settings(self) -> dict[str, Any]:
@@ -112,6 +111,13 @@ class TeacherStages(TextStages):
                 bf16=self.bf16,
                 label=label,
             )
+
+
+def _composed(words: str) -> Any:
+    try:
+        return compose("config", overrides=split_overrides(words)).teacher
+    except HydraException as error:
+        raise InputError(f"teacher.members: {words!r}: {' '.join(str(error).split())}") from error
 
 
 def _weights(teacher: Any) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """The student: one transformer that embeds queries and passages."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
+
+log = logging.getLogger(__name__)
 
 
 class BiEncoder(nn.Module):
@@ -71,7 +74,13 @@ class BiEncoder(nn.Module):
         Raises:
             InputError: no such model, no safetensors weights, no tokenizer, unknown architecture.
         """
-        folder = transformer_folder(model_folder(path, revision))
+        whole = model_folder(path, revision)
+        declared = _declared_pooling(whole)
+        if declared and declared != settings.get("pooling"):
+            log.warning(
+                "student.pooling=%s, but %s/1_Pooling says %s", settings.get("pooling"), path, declared
+            )
+        folder = transformer_folder(whole)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             for key in vars(config):
@@ -101,6 +110,14 @@ class BiEncoder(nn.Module):
             weights = attention_mask.unsqueeze(-1).float()
             pooled = (hidden.float() * weights).sum(1) / weights.sum(1)
         return nn.functional.normalize(pooled, dim=-1)
+
+
+def _declared_pooling(folder: Path) -> str | None:
+    """What a sentence-transformers folder says; None if it says nothing."""
+    file = folder / "1_Pooling" / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    return config.get("pooling_mode") or next((name for key, name in names.items() if config.get(key)), None)
 
 
 def transformer_folder(folder: Path) -> Path:

@@ -330,6 +330,13 @@ def test_a_killed_generation_ends_with_the_same_queries(command, tmp_path):
         ),
         (["student.path=no/where"], "student=all_minilm"),
         (["groups.list_size=41"], "groups.list_size"),
+        (["trainer.batch_size=0"], "trainer.batch_size=0 is out of range; it is 1 or more"),
+        (["device=gpu"], "device=gpu is unknown"),
+        (["data=mixture"], "data.members has no value"),
+        (
+            ["teacher=ensemble", "teacher.members=['teacher=foo',bm25]"],
+            "teacher.members: 'teacher=foo': .*foo",
+        ),
         (["loss.student_temperature=-1"], "loss.student_temperature"),
         (["data=fiqa", "data.zip=false"], "data.zip=true"),
         (["data=mixture", "data.members=['data=fiqa']"], "two corpora at least"),
@@ -353,6 +360,17 @@ def test_bad_input_is_one_clear_line(run, finished, command, overrides, message)
     assert "Traceback" not in process.stderr
     if "error: " in process.stderr:  # else it is Hydra's own, about a choice that does not exist
         assert process.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_documents_alone_are_tested_on_synthetic_queries(run, command, corpus, tmp_path):
+    (tmp_path / "documents").mkdir()
+    shutil.copy(corpus / "corpus.jsonl", tmp_path / "documents")
+    own = [*command, "data.path=documents", "logger=none", "hydra.run.dir=run"]
+    refused = run(tmp_path, *own, check=False)
+    assert "error: evaluation.split=test: this corpus has synthetic_dev; choose" in refused.stderr
+    run(tmp_path, *own, "evaluation.split=synthetic_dev")
+    facts = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert facts["split"] == "synthetic_dev" and facts["systems"]["tuned student"]["n"] > 0
 
 
 def test_it_runs_from_a_wheel_outside_the_checkout(tmp_path):

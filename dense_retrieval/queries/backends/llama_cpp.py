@@ -49,7 +49,7 @@ class LlamaCpp:
             import llama_cpp
         except ImportError as error:
             raise InputError(
-                "generator=llama_cpp needs llama-cpp-python: pip install 'dense_retrieval[llama_cpp]'"
+                "generator=llama_cpp needs llama-cpp-python: pip install llama-cpp-python"
             ) from error
         return llama_cpp
 
