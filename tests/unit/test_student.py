@@ -54,7 +54,7 @@ def test_another_pooling_than_the_folder_declares_is_noticed(encoder_folder, tmp
     student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=32, query_length=32)
     export(student, tmp_path, "")
     BiEncoder.load(str(tmp_path), pooling="cls", passage_length=32, query_length=32)
-    assert not caplog.messages
+    assert not any("1_Pooling" in message for message in caplog.messages)
     BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32, query_length=32)
     assert f"student.pooling=mean, but {tmp_path}/1_Pooling says cls" in caplog.messages
 
