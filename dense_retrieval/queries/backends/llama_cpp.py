@@ -55,8 +55,9 @@ class LlamaCpp:
 
     @cached_property
     def _model(self) -> Any:
+        library = self._library
         try:
-            model = self._library.Llama(
+            model = library.Llama(
                 self.path,
                 n_ctx=self.context,
                 n_threads=self.threads,
