@@ -145,5 +145,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         LlamaCpp("nowhere.gguf")
     (tmp_path / "model.gguf").touch()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with pytest.raises(InputError, match="^generator=llama_cpp needs llama-cpp-python: pip install llama-cpp-python"):
+    with pytest.raises(
+        InputError, match="^generator=llama_cpp needs llama-cpp-python: pip install llama-cpp-python"
+    ):
         list(LlamaCpp(str(tmp_path / "model.gguf")).complete(asked()))
