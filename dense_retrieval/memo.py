@@ -19,8 +19,8 @@ class Memo:
     """One SQLite file of values by key, open in a ``with`` block.
 
     What is put is on disk when :meth:`put` returns, so a kill loses nothing that was finished.
-    One process at a time holds a memo: a second one that wants the same values waits, and then
-    finds them.
+    Nothing is computed twice: a process that misses a value holds the memo until its block ends, and
+    a second one that misses some waits, and then finds them. Who misses none waits for nobody.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,25 +29,42 @@ class Memo:
         self._lock = FileLock(path.with_suffix(".lock"))
 
     def __enter__(self) -> "Memo":
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s: waiting for the process that is writing it", self.path.name)
-            self._lock.acquire()
+        if not self.path.exists():
+            with self._lock:
+                self._create()
         self._connection = sqlite3.connect(self.path, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS memo (key BLOB PRIMARY KEY, value) WITHOUT ROWID"
-        )
         return self
+
+    def _create(self) -> None:
+        """Under another name first: no process sees it half made."""
+        if self.path.exists():
+            return
+        new = self.path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        connection = sqlite3.connect(new, isolation_level=None)
+        connection.execute("CREATE TABLE memo (key BLOB PRIMARY KEY, value) WITHOUT ROWID")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+        new.rename(self.path)
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
         self._lock.release()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The values of those keys that have one."""
+        """The values of those keys that have one; if one has none, the memo is held to compute it."""
+        found = self._found(keys)
+        if self._lock.is_locked or len(found) == len(set(keys)):
+            return found
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: waiting for the process that is writing it", self.path.name)
+            self._lock.acquire()
+        return self._found(keys)
+
+    def _found(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         found: dict[bytes, Any] = {}
         for start in range(0, len(keys), _AT_ONCE):
             part = list(keys[start : start + _AT_ONCE])

@@ -15,6 +15,8 @@ from dense_retrieval.queries.prompts import Prompt
 
 log = logging.getLogger(__name__)
 
+_SAID_EVERY = 300  # seconds: a log has no progress bar
+
 
 @dataclass(frozen=True)
 class Request:
@@ -87,7 +89,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
         transient=True,
     ) as progress:
         bar = progress.add_task("writing queries", total=len(missing), speed="")
-        start, n, prefilled, written = time.perf_counter(), 0, 0, 0
+        start, said, n, prefilled, written = time.perf_counter(), 0.0, 0, 0, 0
         for part in filter(None, (missing[:trial], missing[trial:])):  # a model loads when it is first asked
             for position, completion in backend.complete([asked[i] for i in part]):
                 value = json.dumps(asdict(completion), ensure_ascii=False)
@@ -98,6 +100,9 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
                 n, prefilled, written = n + 1, prefilled + completion.prefilled, written + completion.written
                 speed = f"{n / seconds * 3600:,.0f} queries an hour, {prefilled:,} tokens read, {written:,} written"
                 progress.update(bar, advance=1, speed=speed)
+                if seconds - said >= _SAID_EVERY:
+                    said = seconds
+                    log.info("%d of %d queries: %s", n, len(missing), speed)
             if n == trial < len(missing):
                 rest = (time.perf_counter() - start) / n * (len(missing) - n)
                 log.info(

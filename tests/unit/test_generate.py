@@ -1,5 +1,8 @@
 """What a language model is asked, and that no answer is paid for twice."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -85,6 +88,15 @@ def test_nothing_is_asked_twice_also_after_giving_up(tmp_path):
         more = generate(third, memo, all_requests(types=("claim", "web", "title")))
     assert sorted(r.text for r in dying.asked + second.asked) == sorted(r.text for r in asked)
     assert len(third.asked) == 3 and [more[i] for i in (0, 1, 3, 4, 6, 7)] == whole
+
+
+def test_a_long_generation_says_now_and_then_how_far_it_is(tmp_path, caplog, monkeypatch):
+    clock = itertools.count(step=100)  # seconds: each look at it is 100 later
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    with caplog.at_level("INFO"), Memo(tmp_path / "memo") as memo:
+        generate(Echo(), memo, all_requests(["a", "b", "c"], types=("claim", "web"))[:5])
+    said = [message for message in caplog.messages if " of 5 queries: " in message]
+    assert said == ["3 of 5 queries: 36 queries an hour, 30 tokens read, 9 written"]
 
 
 def test_a_prompt_that_did_not_fit_is_asked_again(tmp_path):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +55,50 @@ def test_a_kill_keeps_what_was_put_and_frees_the_memo(tmp_path):
     assert process.exitcode == -signal.SIGKILL
     with Memo(tmp_path / "memo") as memo:
         assert memo.get([key("kept")]) == {key("kept"): 1.0}
+
+
+def _computes_what_is_missing(path, opened, finish):
+    with Memo(path) as memo:
+        assert memo.get([key("there"), key("slow")]) == {key("there"): 1.0}
+        opened.set()
+        finish.wait(30)
+        memo.put([(key("slow"), 2.0)])
+
+
+def test_only_who_misses_a_value_waits_for_the_process_that_computes(tmp_path, caplog):
+    path, context = tmp_path / "memo", multiprocessing.get_context("spawn")
+    with Memo(path) as memo:
+        memo.put([(key("there"), 1.0)])
+    opened, finish = context.Event(), context.Event()
+    process = context.Process(target=_computes_what_is_missing, args=(path, opened, finish))
+    process.start()
+    assert opened.wait(30)
+    with caplog.at_level("INFO"), Memo(path) as memo:
+        assert memo.get([key("there"), key("there")]) == {key("there"): 1.0}
+        assert not caplog.messages
+        threading.Timer(0.5, finish.set).start()
+        assert memo.get([key("slow"), key("there")]) == {key("slow"): 2.0, key("there"): 1.0}
+        assert "waiting for the process that is writing it" in caplog.text
+    process.join()
+    assert process.exitcode == 0
+
+
+def _counts_up(path, n):
+    with Memo(path) as memo:
+        memo.get([key("never")])
+        memo.put([(key(str(n)), n)])
+
+
+def test_many_that_begin_at_once_make_one_memo(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_counts_up, args=(tmp_path / "memo", n)) for n in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    with Memo(tmp_path / "memo") as memo:
+        assert memo.get([key(str(n)) for n in range(8)]) == {key(str(n)): n for n in range(8)}
 
 
 def test_an_interrupted_put_leaves_the_memo_as_it_was(tmp_path):
