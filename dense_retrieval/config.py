@@ -278,7 +278,7 @@ class Groups:
     source_top_k: int = 20  # the retriever must rank a query's source passage within
     teacher_top1: bool = True  # the teacher must rank it first
     min_top_percentile: float = 25.0  # of all scores: a query's best score must reach it
-    dev_fraction: float = 0.1  # of the source passages
+    dev_fraction: float = 0.1  # of the source passages; 0 = no dev set: the last epoch's weights are kept
     scored_before: int | None = None  # training queries; the teacher scores the rest in training. None = all
 
 

@@ -50,7 +50,7 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
                 name = {"name": row.name, "seed": run.seed}
                 train += [name | {"step": step, "loss": loss} for step, loss in run.facts.get("curve", [])]
                 steps = enumerate(run.facts.get("training", {}).get("dev", []))
-                dev += [name | {"epoch": epoch, "loss": terms["loss"]} for epoch, terms in steps]
+                dev += [name | {"epoch": epoch, "loss": terms["loss"]} for epoch, terms in steps if terms]
     made = []
     for points, x, kind, title in ((train, "step", "Q", "training loss"), (dev, "epoch", "O", "dev loss")):
         if points:

@@ -129,11 +129,13 @@ def _require_scored(scored: CandidateList) -> None:
 
 
 def dev_side(source: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """``(G,)`` bool: the groups of a random ``fraction`` of the source passages, of one at least.
+    """``(G,)`` bool: the groups of a random ``fraction`` of the source passages, of one at least; of 0, none.
 
     Raises:
         InputError: there is only one source passage.
     """
+    if fraction == 0:
+        return np.zeros(len(source), dtype=bool)
     passages = np.random.default_rng(seed).permutation(np.unique(source))
     if len(passages) < 2:
         raise InputError("all training queries come from one passage: there is none left for the dev set")

@@ -112,7 +112,15 @@ class LabelStages(TeacherStages):
 
     @cached_property
     def dev_queries(self) -> Dataset:
-        """The training queries whose losses choose the checkpoint."""
+        """The training queries whose losses choose the checkpoint.
+
+        Raises:
+            InputError: there are none.
+        """
+        if not self.groups.dev.any():
+            raise InputError(
+                "evaluation.split=synthetic_dev tests on the dev queries: groups.dev_fraction must be above 0"
+            )
         return self.queries.select(np.unique(self.groups.query[self.groups.dev]))
 
     @cached_property

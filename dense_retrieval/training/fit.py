@@ -35,7 +35,7 @@ class DevSelection(Callback):
 
     @property
     def best_epoch(self) -> int:
-        """Epochs trained when the dev loss was least; 0 is the untuned student."""
+        """Epochs trained when the dev loss was least; 0 is the untuned student. Without dev groups the last."""
         return self._least("loss")
 
     def on_train_start(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
@@ -60,7 +60,7 @@ class DevSelection(Callback):
 
     def _measure(self, trainer: pl.Trainer, module: DistillationModule) -> None:
         batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        self.curve.append(module.dev_terms(batches))
+        self.curve.append(module.dev_terms(batches))  # empty without dev groups
         values = {f"dev/{name}": value for name, value in self.curve[-1].items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
@@ -73,7 +73,9 @@ class DevSelection(Callback):
         return len(self.curve) - 1 - last_best
 
     def _least(self, name: str) -> int:
-        """The epoch in which a dev loss was least."""
+        """The epoch in which a dev loss was least, or the last one without dev losses."""
+        if not self.curve[-1]:
+            return len(self.curve) - 1
         return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch][name])
 
     def state_dict(self) -> dict:

@@ -198,6 +198,16 @@ def test_nothing_that_helps_leaves_the_untuned_student(data, encoder_folder, tmp
     assert torch.equal(weights(module), before)
 
 
+def test_without_dev_groups_the_last_weights_are_kept(data, encoder_folder, tmp_path):
+    groups = replace(data[0], dev=np.zeros_like(data[0].dev))
+    module, module_data = parts((groups, *data[1:]), encoder_folder, epochs=3, rate=5.0)
+    summary = fit(module, module_data, tmp_path, max_epochs=3, patience=1, accelerator="cpu")
+    assert (summary["best_epoch"], summary["dev"]) == (3, [{}, {}, {}, {}])
+    last = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    trained = {f"student.{name}": value for name, value in module.student.state_dict().items()}
+    assert all(torch.equal(trained[name], value) for name, value in last.items())
+
+
 def test_the_stopping_rule():
     selection = DevSelection(None, patience=2)
     curve = [(1.0, 1.0), (0.9, 0.9), (0.95, 0.8), (0.96, 0.85), (0.97, 0.9)]

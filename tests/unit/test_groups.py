@@ -87,6 +87,8 @@ def test_short_and_empty_lists_are_dropped():
 @settings(deadline=None)
 def test_a_passage_is_on_one_side_and_none_is_empty(sources, fraction, seed):
     source = np.array(sources)
+    assert not dev_side(source, 0, seed).any()
+    fraction = max(fraction, 1e-9)
     if len(set(sources)) < 2:
         with pytest.raises(InputError, match="one passage"):
             dev_side(source, fraction, seed)
