@@ -80,7 +80,8 @@ def terminal(comparison: Comparison) -> list[Table]:
     for corpus in corpora(comparison):
         main, *others = (lines(comparison, corpus, metric) for metric in SHOWN)
         queries = main["queries"].max()
-        shown = Table(title=f"{corpus}, {queries} queries", box=box.SIMPLE_HEAD)
+        title = f"{corpus}, {queries} queries"
+        shown = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         shown.add_column("system", overflow="fold")
         for name in (MAIN, "difference", "p", *SHOWN[1:]):
             shown.add_column(name, no_wrap=True)
