@@ -39,4 +39,6 @@ def show(stages: Stages, teacher: str) -> None:
 
 
 if __name__ == "__main__":
+    if "--" not in sys.argv:
+        sys.exit(__doc__)
     main()
