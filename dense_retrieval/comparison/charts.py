@@ -5,7 +5,8 @@ from typing import Any
 import altair
 import pandas
 
-from dense_retrieval.comparison.compare import Comparison, Row
+from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.rows import Row
 from dense_retrieval.comparison.tables import ALPHA, MAIN, lines
 from dense_retrieval.evaluation.table import TUNED
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
-from dense_retrieval.comparison.compare import Comparison, Row
+from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.rows import Row
 from dense_retrieval.records import Corpus
 
 EACH = 4  # queries that gained most, and that lost most

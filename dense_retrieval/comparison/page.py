@@ -9,8 +9,9 @@ import jinja2
 import vl_convert
 
 from dense_retrieval.comparison import charts, tables
-from dense_retrieval.comparison.compare import Comparison, Row
+from dense_retrieval.comparison.compare import Comparison
 from dense_retrieval.comparison.moved import moved
+from dense_retrieval.comparison.rows import Row
 from dense_retrieval.comparison.tables import MAIN
 from dense_retrieval.evaluation.table import TUNED
 

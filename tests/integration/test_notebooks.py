@@ -20,7 +20,9 @@ def shown(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **replaced: 
     for start, source in replaced.items():
         (cell,) = (cell for cell in notebook.cells if cell.source.startswith(start))
         cell.source = source
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    resources = {"metadata": {"path": str(folder)}}
+    # a kernel that is late sends what one cell prints in several pieces
+    NotebookClient(notebook, timeout=300, coalesce_streams=True, resources=resources).execute()
     texts = []
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -1,0 +1,201 @@
+"""The lines of a comparison: which runs are one, and what tells it from the others."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas
+
+from dense_retrieval.comparison.runs import Run
+from dense_retrieval.evaluation.evaluate import METRICS
+from dense_retrieval.evaluation.table import TUNED
+
+_GROUPS = ("loss", "querytype", "teacher", "student", "retriever", "generator", "trainer", "experiment")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A system that is one line of the comparison: a reference, or the runs that differ in their seed only.
+
+    Attributes:
+        settings: column -> value; only those that tell it from the other lines of its system.
+        runs: those whose files it comes from.
+        values: corpus -> ``(Q, 4)`` :data:`METRICS` by query id, the mean over the seeds.
+        means: corpus -> ``(S, 4)`` mean over the queries, a line a seed.
+    """
+
+    system: str
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+    values: dict[str, pandas.DataFrame]
+    means: dict[str, pandas.DataFrame]
+
+    @property
+    def name(self) -> str:
+        """``loss=listwise querytype=claim``; of a reference its name first."""
+        shown = [f"{key}={value}" for key, value in self.settings.items()]
+        return " ".join(shown if shown and self.system == TUNED else [self.system, *shown])
+
+
+def comparable(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
+    """The runs to compare, their corpora told apart; the others with the reason."""
+    once, repeated = _once(_told_apart(runs))
+    kept, others = _on_the_same_queries(once)
+    return kept, repeated | others
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Corpora that share their name but no query are others: all but the first get a run's name behind theirs."""
+    known: dict[str, dict[str, set[str]]] = {}  # name -> name that tells it apart -> queries
+    names: dict[tuple[str, int], str] = {}  # runs on the same queries have the same index
+    for run in runs:
+        index = run.systems[TUNED].index
+        if (run.corpus, id(index)) not in names:
+            alike = known.setdefault(run.corpus, {})
+            name = next((name for name, queries in alike.items() if not queries.isdisjoint(index)), None)
+            if name is None:
+                name = f"{run.corpus} ({run.folder.name})" if alike else run.corpus
+            alike.setdefault(name, set()).update(index)
+            names[run.corpus, id(index)] = name
+    return [replace(run, corpus=names[run.corpus, id(run.systems[TUNED].index)]) for run in runs]
+
+
+def _once(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
+    """Of runs with the same settings, seed and corpus the last."""
+    last = {_text([run.corpus, run.settings]): run for run in runs}
+    repeats = {run: last[_text([run.corpus, run.settings])] for run in runs}
+    excluded = {
+        run: f"{run.folder} has the settings of {by.folder}" for run, by in repeats.items() if by is not run
+    }
+    return [run for run in runs if run not in excluded], excluded
+
+
+def _on_the_same_queries(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
+    """Of each corpus the runs that were tested on the queries that most of them were tested on."""
+    kept, excluded = [], {}
+    queries: dict[str, Counter[frozenset[str]]] = {}
+    asked = {run: frozenset(run.systems[TUNED].index) for run in runs}
+    for run in runs:
+        queries.setdefault(run.corpus, Counter())[asked[run]] += 1
+    usual = {corpus: sets.most_common(1)[0][0] for corpus, sets in queries.items()}
+    for run in runs:
+        if asked[run] == usual[run.corpus]:
+            kept.append(run)
+        else:
+            other = next(of.folder for of in runs if asked[of] == usual[run.corpus])
+            excluded[run] = f"{run.folder} was tested on other queries of {run.corpus} than {other}"
+    return kept, excluded
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The settings that differ between runs on the same corpus, but for the seed.
+
+    One that follows from others is none: loss.infonce_weight from loss, say.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    first = [name for name in _GROUPS if name in names]
+    columns: list[str] = []
+    for name in [*first, *(n for n in names if n not in first and "." not in n), *names]:
+        if name in (*columns, "seed"):
+            continue
+        seen: dict[str, str] = {}
+        for run in runs:
+            value = _text(run.settings.get(name))
+            if seen.setdefault(_text([run.corpus, *(run.settings.get(c) for c in columns)]), value) != value:
+                columns.append(name)
+                break
+    return columns
+
+
+def rows_of(runs: Sequence[Run], columns: Sequence[str]) -> list[Row]:
+    """References first, then the tuned students in the order of the runs."""
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_text([run.settings.get(c) for c in columns]), []).append(run)
+    systems = list(dict.fromkeys(name for run in runs for name in run.systems if name != TUNED))
+    rows = [row for system in systems for row in _references(system, list(alike.values()), columns)]
+    for of in alike.values():
+        rows.append(Row(TUNED, settings_of(of[0], columns), tuple(of), *_averaged(TUNED, of)))
+    return rows
+
+
+def settings_of(run: Run, columns: Sequence[str]) -> dict[str, Any]:
+    """What a run has in each column, as a table shows it."""
+    return {c: _shown(run.settings.get(c)) for c in columns}
+
+
+def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Row]:
+    """A system that is the same in many runs is one line; its settings are those that it depends on."""
+    groups: list[tuple[dict[str, pandas.DataFrame], list[Run]]] = []  # values by corpus, in which runs
+    for of in alike:
+        if having := [run for run in of if system in run.systems]:
+            values, _ = _averaged(system, having)
+            fitting = [
+                g for g in groups if all(_agree(g[0][c], values[c]) for c in g[0].keys() & values.keys())
+            ]
+            if fitting:
+                # of other corpora only: of those with the most settings in common the first
+                known, runs = max(fitting, key=lambda g: len(_in_common([*g[1], *having], columns)))
+                known |= {c: known[c].fillna(table) if c in known else table for c, table in values.items()}
+                runs += having
+            else:
+                groups.append((values, having))
+    rows: list[Row] = []
+    for _, runs in groups:
+        settings = settings_of(runs[0], _in_common(runs, columns)) if len(groups) > 1 else {}
+        if len(groups) > 1 and any(row.settings == settings for row in rows):
+            settings["variant"] = len(rows) + 1  # no setting tells it from the others: another machine, say
+        rows.append(Row(system, settings, tuple(runs), *_averaged(system, runs)))
+    return rows
+
+
+def _agree(one: pandas.DataFrame, other: pandas.DataFrame) -> bool:
+    """Where both have a value: a teacher reranks for some of the queries, and in another run for more of them."""
+    a, b = one.to_numpy(), other.to_numpy()
+    return bool(((a == b) | np.isnan(a) | np.isnan(b)).all())
+
+
+def _in_common(runs: Sequence[Run], columns: Sequence[str]) -> list[str]:
+    """The columns in which all runs agree."""
+    return [c for c in columns if len({_text(run.settings.get(c)) for run in runs}) == 1]
+
+
+def _averaged(
+    system: str, runs: Sequence[Run]
+) -> tuple[dict[str, pandas.DataFrame], dict[str, pandas.DataFrame]]:
+    """``values`` and ``means`` of a :class:`Row`; a reference counts once for all runs that share it."""
+    values, means = {}, {}
+    for corpus in dict.fromkeys(run.corpus for run in runs):
+        on_it = [run for run in runs if run.corpus == corpus]
+        queries = on_it[0].systems[TUNED].index
+        given = [run.systems[system] for run in on_it]
+        if system != TUNED:
+            given = list({id(table): table for table in given}.values())
+        tables = [table.reindex(queries) for table in given]
+        if system != TUNED:
+            merged: list[pandas.DataFrame] = []
+            for table in tables:
+                fitting = [number for number, known in enumerate(merged) if _agree(known, table)]
+                if fitting:
+                    merged[fitting[0]] = merged[fitting[0]].fillna(table)
+                else:
+                    merged.append(table)
+            tables = merged
+        stacked = np.stack([table.to_numpy() for table in tables])
+        there = ~np.isnan(stacked)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(there, stacked, 0.0).sum(0) / there.sum(0)
+        values[corpus] = pandas.DataFrame(mean, index=queries, columns=list(METRICS))
+        means[corpus] = pandas.DataFrame([table.mean() for table in tables], columns=list(METRICS))
+    return values, means
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else _text(value)
