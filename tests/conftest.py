@@ -7,6 +7,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -153,6 +154,22 @@ def command(corpus, encoder_folder, cross_encoder_folder) -> list[str]:
         "evaluation.headroom_queries=5",
         "evaluation.heldout_types=[claim,question]",
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(run, command, tmp_path_factory) -> Path:
+    """A folder with the tiny run, in ``runs/first``, and its cache. Whoever writes there uses :func:`project`."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder, *command, "hydra.run.dir=runs/first")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory) -> Path:
+    """A module's own copy of the tiny run's folder."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -24,10 +24,8 @@ from dense_retrieval.search.__main__ import results
 
 
 @pytest.fixture(scope="module")
-def finished(run, command, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    run(folder, *command, "hydra.run.dir=runs/first")
-    return folder
+def finished(project) -> Path:
+    return project
 
 
 def test_the_table_is_what_ir_measures_says_of_the_run_files(finished, corpus):
