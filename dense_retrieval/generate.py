@@ -13,11 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.markup import escape
 
+from dense_retrieval import pipeline
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import report
-from dense_retrieval.records import read_table
-from dense_retrieval.stages import Stages, build
-from dense_retrieval.stages.queries import counts_of
+from dense_retrieval.pipeline import Part
+from dense_retrieval.records import InputError, read_table
+from dense_retrieval.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +30,32 @@ SAMPLES = 3  # a type, shown
 def main(config: Config) -> None:
     """Write ``queries.jsonl``: every query as the language model wrote it, and why some are dropped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    for title, stages in build(config, lambda *_: None).members.items():
+    store = Store(Path(config.cache_dir))
+    for title, of in pipeline.corpora(config).items():
         (folder / title).mkdir(exist_ok=True)
-        _write(stages, folder / title)
+        _write(store, pipeline.prepare(of), folder / title)
     log.info("everything is in %s", folder)
 
 
-def _write(stages: Stages, folder: Path) -> None:
-    ids = stages.corpus.passages["id"]
+def _write(store: Store, part: Part, folder: Path) -> None:
+    if part.cleaned is None:
+        raise InputError("querytype=human has no queries to write; choose others with querytype=")
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as lines:
-        for of in ["train"] + ["heldout"] * bool(stages.config.evaluation.heldout_types):
-            cleaned = stages.cleaned_folder(of)
-            dropped = read_table(cleaned / "dropped.parquet")
+        for of in ["train"] + ["heldout"] * bool(part.config.evaluation.heldout_types):
+            raw = pipeline.raw_queries(part.config, part.corpus, part.duplicates, of)
+            cleaned = pipeline.clean_queries(part.corpus, raw)
+            store.build(part.corpus, raw, cleaned)
+            ids = store.load(part.corpus).passages["id"]
+            dropped = read_table(store.open(cleaned).path / "dropped.parquet")
             reasons = dict(zip(dropped["id"], dropped["reason"], strict=True))
-            for query in read_table(stages.raw_folder(of) / "raw.parquet"):
+            for query in store.load(raw):
                 values = {"passage_id": ids[query["source"]]}
                 values |= {key: query[key] for key in ("querytype", "text", "finish")}
                 if query["id"] in reasons:
                     values["dropped"] = reasons[query["id"]]
                 lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-    log.info("queries:\n%s", report.yields(counts_of(stages.cleaned_folder())))
-    kept = read_table(stages.cleaned_folder() / "queries.parquet")
+    log.info("queries:\n%s", report.yields(store.counts(part.cleaned)))
+    kept = store.load(part.cleaned)
     for name in sorted(set(kept["querytype"])):
         texts = [text for text, of in zip(kept["text"], kept["querytype"], strict=True) if of == name]
         Console().print(f"[bold]{name}[/bold]", *map(escape, texts[:SAMPLES]), sep="\n  ")

@@ -3,7 +3,8 @@
 import json
 import logging
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ import pandas
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dense_retrieval import sweep
+from dense_retrieval import pipeline, sweep
 from dense_retrieval.config import CONF, Config, one_line_errors
 from dense_retrieval.evaluation import evaluate, report, table
+from dense_retrieval.evaluation.rank import asked, headroom_rows
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.losses import temperature
+from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.pipeline import Labelled, Part, Tested
 from dense_retrieval.records import CandidateList
-from dense_retrieval.stage import commit, versions
-from dense_retrieval.stages import Stages, build
+from dense_retrieval.stage import Folder, Outside
+from dense_retrieval.store import Store, commit, versions
+from dense_retrieval.teacher.scores import scored_later
 from dense_retrieval.tracking import Tracker
 from dense_retrieval.training.fit import replay
 
@@ -48,23 +55,33 @@ def main(config: Config) -> float:
     choices: Any = job.runtime.choices
     name = f"{choices.data} {choices.loss} {choices.querytype}"
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
-    stages = build(config, tracker.log)
-    before = {title: _before_training(of) for title, of in stages.members.items()}
-    log.info("loss: %s", stages.loss)
 
-    training = stages.training_folder
-    if "training" in stages.store.reused:
+    store = Store(Path(config.cache_dir))
+    parts = {title: pipeline.prepare(of) for title, of in pipeline.corpora(config).items()}
+    labelled = {title: pipeline.label(part) for title, part in parts.items()}
+    store.build(*(part.corpus for part in parts.values()))
+    tested = {
+        title: pipeline.tested_on(part, labelled[title], list(store.load(part.corpus).queries))
+        for title, part in parts.items()
+    }
+    before = {title: _before_training(store, parts[title], labelled[title], tested[title]) for title in parts}
+    loss = _with_temperatures(store, config, parts, labelled)
+    log.info("loss: %s", loss)
+    trained = pipeline.distil(config, parts, labelled, loss, tracker.log)
+    store.build(trained)
+    training = store.load(trained)
+    if trained.key not in store.built:
         replay(training, tracker.log)
-    trained = json.loads((training / "training.json").read_text())
-    if trained["best_epoch"] == 0:
+    summary = json.loads((training / "training.json").read_text())
+    if summary["best_epoch"] == 0:
         log.warning(
             "no epoch lowered the dev loss: the tuned student is the untuned one. %d dev queries chose; for "
             "more of them groups.dev_fraction= or querytype.total=",
-            stages.groups.dev.sum(),
+            sum(store.load(of.groups).dev.sum() for of in labelled.values()),
         )
     shared = {
-        "loss": asdict(stages.loss),
-        "training": trained,
+        "loss": asdict(loss),
+        "training": summary,
         "curve": _curve(training),
         "choices": {group: choice for group, choice in choices.items() if "/" not in group},
         "inputs": made_from,
@@ -73,16 +90,20 @@ def main(config: Config) -> float:
         "commit": commit(),
     }
     rows: dict[str, list[table.Row]] = {}
-    for title, of in stages.members.items():
+    for title, part in parts.items():
         caption = f"{name} {title}".strip()
-        path = of.config.data.get("path")
+        path = part.config.data.get("path")
         known_as = title.partition("-")[2] or choices.data  # a member's title is "0-fiqa"
         facts = shared | {"corpus": Path(path).stem if path else known_as}
-        rows[title] = _after_training(of, before[title], folder / title, caption, facts)
+        facts |= {"artifacts": _artifacts(store, part, labelled[title], training)}
+        measured, weights = before[title], Outside(training / "model")
+        rows[title] = _after_training(
+            store, part, tested[title], weights, measured, folder / title, caption, facts
+        )
         tracker.table(
             f"{title} results".strip(), ["system", "queries", *table.SHOWN], table.cells(rows[title])
         )
-        tracker.table(f"{title} queries".strip(), *_by_query(of, before[title]))
+        tracker.table(f"{title} queries".strip(), *_by_query(store, part, tested[title], measured))
     card = report.model_card(settings, rows, shared)
     report.link_model(training / "model", folder / "model", card)
     if config.logger.model:
@@ -95,8 +116,8 @@ def main(config: Config) -> float:
             for metric, value in row.means.items()
         }
     )
-    if stages.store.reused:
-        log.info("from the cache: %s", ", ".join(dict.fromkeys(stages.store.reused)))
+    if store.reused:
+        log.info("from the cache: %s", ", ".join(store.reused))
     log.info("everything is in %s", folder)
     return float(np.mean([of_corpus[-1].means["nDCG@10"] for of_corpus in rows.values()]))
 
@@ -115,47 +136,124 @@ class Measured:
 
     rankings: dict[str, CandidateList]
     values: dict[str, dict[str, np.ndarray]]
+    yields: dict[str, Any]
     warning: str | None
 
 
-def _before_training(stages: Stages) -> Measured:
-    stages.teacher_inputs  # noqa: B018  what cannot be loaded is better known before queries are written
-    _, qrels = stages.test_queries(stages.split)
-    if stages.config.evaluation.heldout_types:
-        stages.heldout_folder  # noqa: B018  what cannot be tested on is better known before training
-    log.info("training queries:\n%s", report.yields(stages.yields))
-    teacher = f"teacher (reranks top {stages.config.evaluation.headroom_k})"
-    rankings = {
-        "BM25": stages.bm25_ranking(stages.split),
-        UNTUNED: stages.student_ranking(False, stages.split),
-        teacher: stages.teacher_ranking,
+def _before_training(store: Store, part: Part, labelled: Labelled, tested: Tested) -> Measured:
+    if part.heldout:
+        store.build(part.heldout)  # what cannot be tested on is better known before training
+    store.build(labelled.groups)
+    yields = _yields(store, part, labelled)
+    log.info("training queries:\n%s", report.yields(yields))
+    _, qrels = _asked(store, part, tested)
+    evaluation = part.config.evaluation
+    judged = headroom_rows(qrels, evaluation.headroom_queries)
+    teacher = f"teacher (reranks top {evaluation.headroom_k})"
+    steps = {
+        "BM25": pipeline.bm25(part, tested),
+        UNTUNED: pipeline.by_student(part, tested, part.student),
+        teacher: pipeline.by_teacher(part, tested, judged),
     }
+    store.build(*steps.values())
+    rankings = {name: store.load(step) for name, step in steps.items()}
     values = {name: evaluate.per_query(ranking, qrels) for name, ranking in rankings.items()}
-    values[teacher] = evaluate.per_query(rankings[teacher], qrels, stages.teacher_queries)
+    values[teacher] = evaluate.per_query(rankings[teacher], qrels, judged)
     warning = table.headroom_warning(table.rows(values, UNTUNED)[2])
     if warning:
         log.warning("%s", warning)
-    return Measured(rankings, values, warning)
+    return Measured(rankings, values, yields, warning)
+
+
+def _yields(store: Store, part: Part, labelled: Labelled) -> dict[str, dict[str, Any]]:
+    """Query type -> step -> queries left; and under "dropped" what cleaning dropped, by reason."""
+    if part.cleaned:
+        store.build(part.cleaned)
+    cleaned = store.counts(part.cleaned) if part.cleaned else {}
+    return {name: cleaned.get(name, {}) | steps for name, steps in store.counts(labelled.groups).items()}
+
+
+def _asked(store: Store, part: Part, tested: Tested) -> tuple[Any, Any]:
+    if tested.queries:
+        store.build(tested.queries)
+    return asked(store.load(part.corpus), tested.of, store.load(tested.queries) if tested.queries else None)
+
+
+def _with_temperatures(
+    store: Store, config: Config, parts: Mapping[str, Part], labelled: Mapping[str, Labelled]
+) -> DistillationLoss:
+    """The loss with the temperatures that are "auto" found."""
+    loss = instantiate(config.loss)
+    if loss.teacher_temperature == "auto":
+        lists = [_scored_lists(store, parts[title], of) for title, of in labelled.items()]
+        scores, source = (np.concatenate(part) for part in zip(*lists, strict=True))
+        loss = replace(loss, teacher_temperature=temperature.teacher_temperature(scores, source))
+    if loss.student_temperature == "auto":
+        cosines = np.concatenate([_cosines(store, parts[title], of) for title, of in labelled.items()])
+        groups = [store.load(of.groups) for of in labelled.values()]
+        labels = np.concatenate([of.teacher[~of.dev] for of in groups])
+        found = temperature.student_temperature(cosines, labels, loss.teacher_temperature)
+        loss = replace(loss, student_temperature=found)
+    return loss
+
+
+def _scored_lists(store: Store, part: Part, labelled: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """Unfiltered lists that hold their source: normalised scores ``(Q, K)``, its position ``(Q,)``."""
+    store.build(labelled.candidates, part.queries)
+    normalised = np.load(store.open(labelled.groups).path / "normalised.npy")
+    queries = store.load(part.queries)
+    is_source = store.load(labelled.candidates).passages == np.array(queries["source"])[:, None]
+    later = scored_later(len(queries), part.config.groups.scored_before)
+    usable = is_source.any(1) & np.isfinite(normalised).any(1) & ~later
+    return normalised[usable], is_source[usable].argmax(1)
+
+
+def _cosines(store: Store, part: Part, labelled: Labelled) -> np.ndarray:
+    """``(G, K)`` of the untuned student, of the groups to train on."""
+    steps = [
+        pipeline.embedded(part, "training", part.queries, part.student),
+        pipeline.embedded(part, "passages", part.corpus, part.student),
+    ]
+    store.build(*steps)
+    queries, passages = (store.load(step) for step in steps)
+    groups = store.load(labelled.groups)
+    train = ~groups.dev
+    return np.einsum("gd,gkd->gk", queries[groups.query[train]], passages[groups.passages[train]])
+
+
+def _artifacts(store: Store, part: Part, labelled: Labelled, training: Path) -> dict[str, str]:
+    """The folders of the main stages."""
+    steps = {"corpus": part.corpus, "queries": part.queries, "candidates": labelled.candidates}
+    steps |= {"scores": labelled.scores, "groups": labelled.groups}
+    return {name: str(store.root / step.key) for name, step in steps.items()} | {"training": str(training)}
 
 
 def _after_training(
-    stages: Stages, measured: Measured, folder: Path, title: str, shared: dict[str, Any]
+    store: Store,
+    part: Part,
+    tested: Tested,
+    weights: Folder[Path],
+    measured: Measured,
+    folder: Path,
+    title: str,
+    shared: dict[str, Any],
 ) -> list[table.Row]:
     """Measure the tuned student, write what there is of this corpus, and show its table."""
-    queries, qrels = stages.test_queries(stages.split)
-    measured.rankings[TUNED] = stages.student_ranking(True, stages.split)
+    queries, qrels = _asked(store, part, tested)
+    ranking = pipeline.by_student(part, tested, weights)
+    store.build(ranking)
+    measured.rankings[TUNED] = store.load(ranking)
     measured.values[TUNED] = evaluate.per_query(measured.rankings[TUNED], qrels)
-    heldout = _by_querytype(stages) if stages.config.evaluation.heldout_types else {}
+    heldout = _by_querytype(store, part, weights) if part.heldout else {}
     rows = table.rows(measured.values, UNTUNED)
     facts = shared | {
-        "split": stages.split,
-        "yields": stages.yields,
+        "split": tested.of,
+        "yields": measured.yields,
         "headroom_warning": measured.warning,
         "heldout": {kind: [asdict(row) for row in of] for kind, of in heldout.items()},
-        "artifacts": {name: str(path) for name, path in stages.artifacts.items()},
     }
     folder.mkdir(exist_ok=True)
-    ids = queries["id"], stages.corpus.passages["id"]
+    ids = queries["id"], store.load(part.corpus).passages["id"]
     report.write(folder, *ids, measured.rankings, measured.values, rows, facts)
     Console().print(table.terminal(rows, title))
     if heldout:
@@ -163,9 +261,11 @@ def _after_training(
     return rows
 
 
-def _by_query(stages: Stages, measured: Measured) -> tuple[list[str], list[list[Any]]]:
+def _by_query(
+    store: Store, part: Part, tested: Tested, measured: Measured
+) -> tuple[list[str], list[list[Any]]]:
     """Columns and lines of a table: a line a test query, its nDCG@10 by system."""
-    queries, _ = stages.test_queries(stages.split)
+    queries, _ = _asked(store, part, tested)
     values = [of_system["nDCG@10"] for of_system in measured.values.values()]
     judged = np.flatnonzero(~np.isnan(values[0])).tolist()
     ids, texts = queries["id"][:], queries["text"][:]
@@ -173,12 +273,15 @@ def _by_query(stages: Stages, measured: Measured) -> tuple[list[str], list[list[
     return ["query", "text", *measured.values], lines
 
 
-def _by_querytype(stages: Stages) -> dict[str, list[table.Row]]:
+def _by_querytype(store: Store, part: Part, tuned: Folder[Path]) -> dict[str, list[table.Row]]:
     """Query type -> a row a system, on the synthetic queries of the held-out passages."""
-    queries, qrels = stages.test_queries("heldout")
-    rankings = {"BM25": stages.bm25_ranking("heldout")}
-    rankings |= {name: stages.student_ranking(name == TUNED, "heldout") for name in (UNTUNED, TUNED)}
-    values = {name: evaluate.per_query(ranking, qrels) for name, ranking in rankings.items()}
+    heldout = Tested("heldout", part.heldout)
+    queries, qrels = _asked(store, part, heldout)
+    steps = {"BM25": pipeline.bm25(part, heldout)}
+    for name, weights in {UNTUNED: part.student, TUNED: tuned}.items():
+        steps[name] = pipeline.by_student(part, heldout, weights)
+    store.build(*steps.values())
+    values = {name: evaluate.per_query(store.load(step), qrels) for name, step in steps.items()}
     types = np.array(queries["querytype"])
     of_type = {
         kind: {name: {m: v[types == kind] for m, v in of.items()} for name, of in values.items()}

@@ -1,100 +1,221 @@
-"""The stage store: every stage of a run is a folder, built once for its settings and inputs."""
+"""Stages: plain functions from folders to a folder, run once for what their signature declares.
+
+::
+
+    @stage(Tokens.load, speed=("workers",), version=2)
+    def tokens(folder: Path, texts: Folder[Dataset], /, *, length: int, workers: int) -> Counts: ...
+
+    step = tokens(corpus, length=96, workers=2)   # a Step: it has a key, and nothing has run
+    store.build(step)                             # runs what is missing
+    store.load(step)                              # what Tokens.load makes of its folder
+
+The signature is the key: positional arguments are inputs, keyword arguments are settings, and those named in
+``speed`` do not count. A function cannot read what it does not declare, so its key forgets nothing.
+"""
 
 import functools
 import hashlib
+import inspect
 import json
-import logging
 import os
-import platform
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-import dense_retrieval
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+Counts = Mapping[str, Any]  # what a stage counted, for its record
 
-log = logging.getLogger(__name__)
+SPEED: set[str] = set()  # names of the arguments of all stages that change no result
 
 
-class Store:
-    """Finished artifacts under ``root``, addressed by what made them.
+class Folder(Generic[T_co]):
+    """What a stage function gets as an input: an artifact, or a file or folder from outside."""
 
-    An artifact's key is the SHA-256 of its stage's name, version and settings and of its inputs:
-    the keys of other artifacts, and the contents of files and folders from outside. Settings
-    that change only speed (device, workers, chunk sizes) do not belong in ``settings``.
+    key: str
+
+    @property
+    def path(self) -> Path:
+        raise NotImplementedError
+
+    def load(self) -> T_co:
+        """What the folder holds, as the stage that made it says."""
+        raise NotImplementedError
+
+
+class Outside(Folder[Path]):
+    """A file or folder that no stage made; its key is its content.
+
+    Args:
+        path: it exists.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.reused: list[str] = []  # stages that were there before this process
-        self._built: set[Path] = set()
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-    def stage(
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @functools.cached_property
+    def key(self) -> str:  # type: ignore[override]
+        return fingerprint(self._path)
+
+    def load(self) -> Path:
+        return self._path
+
+
+class Settings(dict[str, Any]):
+    """Settings of which only some change the result.
+
+    Args:
+        keyed: what enters the key.
+    """
+
+    def __init__(self, values: Mapping[str, Any], keyed: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.keyed = dict(keyed)
+
+
+class Step(Folder[T_co]):
+    """A stage with its inputs and settings: a name for its artifact, whether that is built or not."""
+
+    def __init__(
+        self, stage: "Stage[Any, T_co]", inputs: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> None:
+        self.stage = stage
+        self.arguments = inputs  # by name a folder, a mapping of several, or None
+        self.settings = settings
+
+    @property
+    def path(self) -> Path:
+        raise TypeError(f"{self.stage.name} is not built: ask a store for it")
+
+    def load(self) -> T_co:
+        raise TypeError(f"{self.stage.name} is not built: ask a store for it")
+
+    @functools.cached_property
+    def made_from(self) -> dict[str, Any]:
+        """What the key is the SHA-256 of: stage, version, settings, keys of inputs."""
+        stage = self.stage
+        kept = {name: value for name, value in self.arguments.items() if name not in stage.speed}
+        settings = {
+            name: value.keyed if isinstance(value, Settings) else value
+            for name, value in self.settings.items()
+            if name not in stage.speed and not (name in stage.defaults and stage.defaults[name] == value)
+        }
+        inputs = {name: folder.key for name, folder in _folders(kept)}
+        return {"stage": stage.name, "version": stage.version, "settings": settings, "inputs": inputs}
+
+    @functools.cached_property
+    def key(self) -> str:  # type: ignore[override]
+        """The name of its folder."""
+        return key_of(self.made_from)
+
+    @property
+    def inputs(self) -> list["Step[Any]"]:
+        """The steps that it reads, in the order of its arguments."""
+        return [folder for _, folder in _folders(self.arguments) if isinstance(folder, Step)]
+
+    def run(self, folder: Path, built: Callable[["Step[Any]"], Folder[Any]]) -> Counts:
+        """Fill a folder; ``built`` finds the inputs' artifacts."""
+
+        def placed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: placed(item) for name, item in value.items()}
+            return built(value) if isinstance(value, Step) else value
+
+        return self.stage.function(folder, *map(placed, self.arguments.values()), **self.settings)
+
+
+def key_of(made_from: Mapping[str, Any]) -> str:
+    """The folder's name of an artifact: its stage, and the SHA-256 of what it is made from."""
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return f"{made_from['stage']}-{digest[:16]}"
+
+
+class Stage(Generic[P, T_co]):
+    """A stage function; calling it gives a :class:`Step`."""
+
+    def __init__(
         self,
+        function: Callable[..., Counts],
+        load: Callable[[Path], T_co],
         name: str,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        build: Callable[[Path], Mapping[str, Any] | None],
-        version: int = 1,
-    ) -> Path:
-        """The folder of a finished artifact, built now if it does not exist.
+        speed: Sequence[str],
+        version: int,
+    ) -> None:
+        self.function = function
+        self.load = load
+        self.name = name
+        self.speed = frozenset(speed)
+        self.version = version
+        self.signature = inspect.signature(function)
+        parameters = list(self.signature.parameters.values())[1:]
+        self.inputs = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        SPEED.update(speed)
 
-        Args:
-            settings: JSON values that change the artifact, after conversion by the typed schema.
-            inputs: other artifacts' folders, or files and folders from outside.
-            build: fills the folder that it is given. After a kill it gets the same folder again,
-                with what it had written; what it returns (row counts, say) is recorded.
-            version: to be raised when the stage's code gives other results.
-        """
-        made_from = {
-            "stage": name,
-            "version": version,
-            "settings": dict(settings),
-            "inputs": {k: fingerprint(p) for k, p in sorted(inputs.items())},
-        }
-        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-        done = self.root / f"{name}-{key}"
-        if not done.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            with _announced_lock(self.root / f"{name}-{key}.lock", name):
-                if not done.exists():  # another process may have built it while we waited
-                    self._build(done, made_from, build)
-                    self._built.add(done)
-        if done not in self._built:
-            self.reused.append(name)
-        return done
+    def __call__(self, *inputs: P.args, **settings: P.kwargs) -> Step[T_co]:
+        bound = self.signature.bind(None, *inputs, **settings)
+        bound.apply_defaults()
+        found: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1 + len(self.inputs) :]:
+            variadic = self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            found |= value if variadic else {name: value}
+        return Step(self, {name: bound.arguments[name] for name in self.inputs}, found)
 
-    def _build(self, done: Path, made_from: dict, build: Callable) -> None:
-        partial = done.with_name(done.name + ".partial")
-        partial.mkdir(exist_ok=True)
-        start = time.perf_counter()
-        counts = build(partial) or {}
-        record = made_from | {
-            "counts": dict(counts),
-            "seconds": round(time.perf_counter() - start, 1),
-            "versions": versions(),
-            "commit": commit(),
-        }
-        (partial / "stage.json").write_text(json.dumps(record, indent=1))
-        os.replace(partial, done)  # atomic: a folder of this name is complete
-        log.info("%s: built in %.0f s %s", made_from["stage"], record["seconds"], counts or "")
+
+def stage(
+    load: Callable[[Path], T], *, name: str | None = None, speed: Sequence[str] = (), version: int = 1
+) -> Callable[[Callable[Concatenate[Path, P], Counts]], Stage[P, T]]:
+    """Make a stage of a function that fills the folder it is given.
+
+    After a kill the function gets the same folder again, with what it had written; what it returns is recorded.
+
+    Args:
+        load: what the finished folder holds.
+        name: of the stage; else the function's.
+        speed: arguments that change no result, such as the device: no part of the key.
+        version: to be raised when the function gives other results, or when a default changes. A setting that
+            equals its default does not enter the key, so that a new one leaves old keys alone.
+    """
+
+    def decorate(function: Callable[Concatenate[Path, P], Counts]) -> Stage[P, T]:
+        return Stage(function, load, name or function.__name__, speed, version)
+
+    return decorate
+
+
+def _folders(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Folder[Any]]]:
+    """Names and values of inputs; one that is None is absent, a mapping of several stands for its items."""
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            yield from value.items()
+        elif value is not None:
+            yield name, value
 
 
 def fingerprint(path: Path) -> str:
-    """An artifact's key, or the SHA-256 of a file, or of a folder's file names and contents."""
-    if (path / "stage.json").is_file():
-        return path.name
+    """The SHA-256 of a file, or of a folder's file names and contents; symbolic links are followed."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in sorted(_files(path, ())) if path.is_dir() else [path]:
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
         digest.update(_digest(file, file.stat().st_mtime_ns))
     return digest.hexdigest()
+
+
+def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real not in above:  # else a link to a folder that it is in
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _files(path, (*above, real))
+            elif path.is_file():
+                yield path
 
 
 @functools.cache  # a run asks for the same gigabytes of weights again and again
@@ -117,33 +238,8 @@ def in_shards(
             unfinished = file.with_suffix(".tmp")
             with unfinished.open("wb") as stream:
                 np.save(stream, compute(part))
+                stream.flush()
+                os.fsync(stream.fileno())
             os.replace(unfinished, file)
         results.append(np.load(file, mmap_mode="r"))
     return results
-
-
-def _announced_lock(path: Path, name: str) -> FileLock:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: waiting for the process that is building it", name)
-        lock.acquire()
-    lock.release()
-    return lock
-
-
-def versions() -> dict[str, str]:
-    packages = ["torch", "transformers", "pytorch-lightning"]
-    return {
-        "python": platform.python_version(),
-        "dense_retrieval": dense_retrieval.__version__,
-    } | {p: version(p) for p in packages}
-
-
-def commit() -> str | None:
-    """The git commit of the checkout that this code runs from, if it is one."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    found = subprocess.run(git, capture_output=True, text=True)
-    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -3,10 +3,14 @@
 import unicodedata
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from rich.progress import Progress, TaskID
+
+from dense_retrieval.records import Corpus
+from dense_retrieval.stage import Counts, Folder, stage
 
 CHARACTERS = 2048  # of a passage that are compared
 MIN_CHARACTERS = 10  # a comparable text shorter than this says nothing
@@ -115,3 +119,16 @@ def _contained(ordered: Iterator[tuple[str, int]], neighbours: int) -> Iterator[
         text, row = window.pop(0)
         if any(text in other for other, _ in window):
             yield row
+
+
+def load_rows(folder: Path) -> np.ndarray:
+    """``(M,)`` int64, passage rows."""
+    return np.load(folder / "rows.npy")
+
+
+@stage(load_rows, name="duplicates")
+def find_duplicates(folder: Path, corpus: Folder[Corpus], /) -> Counts:
+    """The passages that say no more than another one: none is trained on."""
+    rows = duplicates(corpus.load().passages)
+    np.save(folder / "rows.npy", rows)
+    return {"passages": len(rows)}

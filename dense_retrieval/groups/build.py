@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
 from dense_retrieval.records import CandidateList, Groups, InputError
+from dense_retrieval.stage import Counts, Folder, stage
 from dense_retrieval.teacher.ensemble import percentile_range, unit_scale
+from dense_retrieval.teacher.scores import scored_later
 
 
 @dataclass(frozen=True)
@@ -141,3 +145,41 @@ def dev_side(source: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         raise InputError("all training queries come from one passage: there is none left for the dev set")
     n = min(max(1, round(fraction * len(passages))), len(passages) - 1)
     return np.isin(source, passages[:n])
+
+
+def load_groups(folder: Path) -> Groups:
+    return Groups.load(folder / "groups.npz")
+
+
+@stage(load_groups, speed=("candidates", "queries", "scored_before"))
+def groups(
+    folder: Path,
+    scores: Folder[CandidateList],
+    candidates: Folder[CandidateList],
+    queries: Folder[Dataset],
+    /,
+    *,
+    list_size: int,
+    teacher_top1: bool,
+    min_top_percentile: float,
+    dev_fraction: float,
+    seed: int,
+    scored_before: int | None,
+) -> Counts:
+    """Training groups, and the normalised scores of all lists."""
+    asked = queries.load()
+    built = build(
+        CandidateList(candidates.load().passages, scores.load().scores),
+        np.array(asked["source"]),
+        asked["querytype"],
+        list_size=list_size,
+        teacher_top1=teacher_top1,
+        min_top_percentile=min_top_percentile,
+        dev_fraction=dev_fraction,
+        seed=seed,
+        later=scored_later(len(asked), scored_before),
+    )
+    np.save(folder / "scale.npy", built.scale)
+    built.groups.save(folder / "groups.npz")
+    np.save(folder / "normalised.npy", built.normalised)
+    return built.yields

@@ -3,12 +3,14 @@
 import re
 import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from dense_retrieval.records import QUERIES
+from dense_retrieval.records import QUERIES, Corpus, read_table, write_table
+from dense_retrieval.stage import Counts, Folder, stage
 
 # "Here is a question:", "Query:", "Key phrases:", "Question 1:", "1. ", "a) ", "- "
 _CHATTER = re.compile(
@@ -176,3 +178,18 @@ def _copies(words: list[str], passage: str) -> bool:
     plain = re.findall(r"\w+", " ".join(words).lower())
     runs = (plain[i : i + _COPIED_WORDS] for i in range(len(plain) - _COPIED_WORDS + 1))
     return any(f" {' '.join(run)} " in folded for run in runs)
+
+
+def load_queries(folder: Path) -> Dataset:
+    """The queries of a stage."""
+    return read_table(folder / "queries.parquet")
+
+
+@stage(load_queries, name="cleaned_queries", version=2)
+def clean_queries(folder: Path, corpus: Folder[Corpus], raw: Folder[Dataset], /) -> Counts:
+    """The synthetic queries that are fit to use, and in ``dropped.parquet`` the others, with the reason."""
+    written, passages = raw.load(), corpus.load()
+    kept, dropped = clean_table(written, passages.passages)
+    write_table(kept, folder / "queries.parquet")
+    write_table(dropped, folder / "dropped.parquet")
+    return counts(written, dropped, passages.heldout)

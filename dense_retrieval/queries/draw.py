@@ -1,11 +1,17 @@
 """Which passages queries are made from, and which of the queries are trained on."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
-from dense_retrieval.records import InputError
+from dense_retrieval.queries import human
+from dense_retrieval.queries.clean import load_queries
+from dense_retrieval.records import Corpus, Groups, InputError, write_table
+from dense_retrieval.stage import Counts, Folder, stage
 
 
 def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -> Dataset:
@@ -62,3 +68,74 @@ def passages(texts: Sequence[str], excluded: np.ndarray, n: int | None, seed: in
     if not len(usable):
         raise InputError("every passage of the corpus is empty or held out: no query can be made")
     return np.random.default_rng(seed).permutation(usable)[:n]
+
+
+@stage(load_queries, name="queries")
+def draw_queries(
+    folder: Path,
+    corpus: Folder[Corpus],
+    duplicates: Folder[np.ndarray],
+    synthetic: Folder[Dataset] | None,
+    /,
+    *,
+    types: list[str],
+    total: int | None,
+    seed: int,
+) -> Counts:
+    """The training queries: drawn by type, none from a held-out passage or a duplicate."""
+    loaded = corpus.load()
+    parts = [human.from_train_split(loaded)] if "human" in types else []
+    if synthetic:
+        _none_is_lost(json.loads((synthetic.path / "stage.json").read_text())["counts"], types)
+        parts.append(synthetic.load())
+    found = concatenate_datasets(parts)
+    untrained = np.union1d(loaded.heldout, duplicates.load())
+    usable = found.select(np.flatnonzero(~np.isin(found["source"], untrained)))
+    table = draw(usable, types, total, seed)
+    write_table(table, folder / "queries.parquet")
+    return {"usable": len(usable), "drawn": len(table)}
+
+
+@stage(load_queries)
+def heldout_queries(
+    folder: Path, corpus: Folder[Corpus], synthetic: Folder[Dataset], /, *, types: list[str]
+) -> Counts:
+    """Synthetic queries from the held-out passages, which test by query type."""
+    found = synthetic.load()
+    rows = np.isin(found["source"], corpus.load().heldout) & np.isin(found["querytype"], types)
+    if not rows.any():
+        raise InputError(
+            f"evaluation.heldout_types={types}: there is no such query of a held-out passage; let a "
+            "language model write them, with generator=, or leave evaluation.heldout_types empty"
+        )
+    write_table(found.select(np.flatnonzero(rows)), folder / "queries.parquet")
+    return {"queries": int(rows.sum())}
+
+
+def _none_is_lost(counted: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> None:
+    """Say why a type has no query left, if cleaning dropped them all."""
+    for name in types:
+        of = counted.get(name, {"generated": 0, "cleaned": 0})
+        if of["generated"] and not of["cleaned"]:
+            why = ", ".join(f"{n} {reason}" for reason, n in of["dropped"].items())
+            raise InputError(
+                f"all {of['generated']} queries of type {name!r} were dropped ({why}); look at them with "
+                "python -m dense_retrieval.generate and the same overrides"
+            )
+
+
+@stage(load_queries)
+def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], /) -> Counts:
+    """The training queries whose losses choose the checkpoint.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = groups.load()
+    if not found.dev.any():
+        raise InputError(
+            "evaluation.split=synthetic_dev tests on the dev queries: groups.dev_fraction must be above 0"
+        )
+    table = queries.load().select(np.unique(found.query[found.dev]))
+    write_table(table, folder / "queries.parquet")
+    return {"queries": len(table)}

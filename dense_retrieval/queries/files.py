@@ -5,7 +5,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from dense_retrieval.corpus.lines import json_objects
-from dense_retrieval.records import RAW_QUERIES, InputError
+from dense_retrieval.records import RAW_QUERIES, Corpus, InputError, read_table, write_table
+from dense_retrieval.stage import Counts, Folder, stage
 
 
 def read(path: str | None, passages: Dataset) -> Dataset:
@@ -41,3 +42,16 @@ def read(path: str | None, passages: Dataset) -> Dataset:
         columns["source"].append(row_of[passage])
         columns["finish"].append(str(query.get("finish", "stop")))
     return Dataset.from_dict(columns, RAW_QUERIES)
+
+
+def load_raw(folder: Path) -> Dataset:
+    """Queries as they were written."""
+    return read_table(folder / "raw.parquet")
+
+
+@stage(load_raw, name="raw_queries")
+def from_file(folder: Path, corpus: Folder[Corpus], file: Folder[Path] | None, /) -> Counts:
+    """The queries that a file has."""
+    raw = read(str(file.path) if file else None, corpus.load().passages)
+    write_table(raw, folder / "raw.parquet")
+    return {"queries": len(raw)}

@@ -16,16 +16,20 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dense_retrieval import pipeline
+from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.config import CONF, users_error
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.search.index import search
-from dense_retrieval.stages import Stages
+from dense_retrieval.stage import Outside
+from dense_retrieval.store import Store
 from dense_retrieval.student.bi_encoder import BiEncoder
 
 _CHARACTERS = 160  # of a passage, shown
@@ -73,14 +77,19 @@ def results(
         config: Any = compose("config", overrides=overrides)
     if "members" in config.data:
         raise InputError("data=mixture: search one of its corpora, data=NAME")
-    stages = Stages(config, lambda *_: None)
-    stages.use_student(lambda: model)
-    bm25, texts = stages.bm25, stages.corpus.passages["text"]
-    students = {UNTUNED: (stages.student, False), TUNED: (stages.tuned_student, True)}
-    passages = {name: stages.embeddings("passages", tuned) for name, (_, tuned) in students.items()}
+    store, part = Store(Path(config.cache_dir)), pipeline.prepare(config)
+    weights = {UNTUNED: part.student, TUNED: Outside(model)}
+    steps = {name: pipeline.embedded(part, "passages", part.corpus, of) for name, of in weights.items()}
+    store.build(part.corpus, *steps.values())
+    texts = store.load(part.corpus).passages["text"]
+    bm25 = BM25(texts, **pipeline.plain(config.retriever, only=["library", "k1", "b"]))
+    passages = {name: store.load(step) for name, step in steps.items()}
+    students = {
+        name: instantiate(config.student, path=str(of.path), revision=None) for name, of in weights.items()
+    }
     for query in queries:
         found = {"BM25": bm25.search([query], top)}
-        for name, (student, _) in students.items():
+        for name, student in students.items():
             found[name] = search(_embed(student.cpu(), query), passages[name], top)
         yield query, {name: _best(of, texts) for name, of in found.items()}
 

@@ -2,13 +2,15 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from rich.progress import Progress
 
 from dense_retrieval.batching import pack
-from dense_retrieval.stage import in_shards
+from dense_retrieval.stage import Counts, Folder, in_shards, stage
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
 
@@ -60,3 +62,34 @@ def encode(
     embeddings.flush()
     for file in folder.glob("shard-*.npy"):
         file.unlink()
+
+
+def load_embeddings(folder: Path) -> np.ndarray:
+    """``(N, D)`` float32, memory-mapped."""
+    return np.load(folder / "embeddings.npy", mmap_mode="r")
+
+
+@stage(load_embeddings, speed=("loader", "device", "max_tokens", "label"))
+def embeddings(
+    folder: Path,
+    tokens: Folder[Tokens],
+    student: Folder[Path],
+    /,
+    *,
+    pooling: str,
+    bf16: bool,
+    loader: dict[str, Any],
+    device: str,
+    max_tokens: int,
+    label: str,
+) -> Counts:
+    """An embedding of each text.
+
+    Args:
+        student: the weights.
+        loader: ``_target_`` and arguments of the :class:`BiEncoder`.
+    """
+    model = instantiate(loader, path=str(student.path), revision=None)
+    texts = tokens.load()
+    encode(model, texts, folder, device=device, bf16=bf16, max_tokens=max_tokens, label=label)
+    return {"texts": len(texts), "tokens": int(texts.offsets[-1])}

@@ -1,12 +1,16 @@
 """Token ids of a table of texts, computed once and memory-mapped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from dense_retrieval.batching import pad
+from dense_retrieval.records import read_table
+from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.student.bi_encoder import load_tokenizer, transformer_folder
 
 _TEXTS_AT_ONCE = 10_000
 
@@ -70,3 +74,29 @@ def concatenate(parts: Sequence[Tokens], folder: Path) -> None:
         for part in parts:
             part.ids.tofile(stream)
     np.savez(folder / "index.npz", offsets=np.concatenate([[0], *offsets]), pad_id=parts[0].pad_id)
+
+
+@stage(Tokens.load, speed=("trust_remote_code",))
+def tokens(
+    folder: Path,
+    texts: Folder[Any],
+    tokenizer: Folder[Path],
+    /,
+    *,
+    of: str,
+    length: int,
+    prefix: str,
+    trust_remote_code: bool,
+) -> Counts:
+    """Token ids of the "passages", of the "training", "heldout" or "synthetic_dev" queries, or of a split's."""
+    names = {"passages": "passages", "training": "queries", "heldout": "queries", "synthetic_dev": "queries"}
+    table = read_table(texts.path / f"{names.get(of, f'queries-{of}')}.parquet")
+    used = load_tokenizer(transformer_folder(tokenizer.path), trust_remote_code)
+    return tokenize(table["text"], used, length, prefix, folder)
+
+
+@stage(Tokens.load)
+def mixture_tokens(folder: Path, parts: Mapping[str, Folder[Tokens]], /) -> Counts:
+    """The tokens of several corpora, one after the other."""
+    concatenate([part.load() for part in parts.values()], folder)
+    return {}

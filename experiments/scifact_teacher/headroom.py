@@ -8,13 +8,16 @@ Overrides for all, then after -- one argument a teacher.
 
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from dense_retrieval.config import CONF
+from dense_retrieval import pipeline
+from dense_retrieval.config import CONF, Config
 from dense_retrieval.evaluation import evaluate
-from dense_retrieval.stages import Stages
+from dense_retrieval.evaluation.rank import asked, headroom_rows
+from dense_retrieval.store import Store
 
 
 def main() -> None:
@@ -22,23 +25,26 @@ def main() -> None:
     shared, teachers = sys.argv[1:cut], sys.argv[cut + 1 :]
     for words in teachers:
         with initialize_config_dir(CONF, version_base=None):
-            overrides = [*shared, *shlex.split(words)]
-            show(Stages(compose("config", overrides=overrides), lambda *_: None), words)
+            show(compose("config", overrides=[*shared, *shlex.split(words)]), words)
 
 
-def show(stages: Stages, teacher: str) -> None:
-    _, qrels = stages.test_queries(stages.split)
+def show(config: Config, teacher: str) -> None:
+    store, part = Store(Path(config.cache_dir)), pipeline.prepare(config)
+    store.build(part.corpus)
+    corpus = store.load(part.corpus)
+    tested = pipeline.tested_on(part, pipeline.label(part), list(corpus.queries))
+    _, qrels = asked(corpus, tested.of, None)
+    judged = headroom_rows(qrels, config.evaluation.headroom_queries)
     rankings = {
-        "BM25": stages.bm25_ranking(stages.split),
-        "untuned student": stages.student_ranking(False, stages.split),
-        teacher: stages.teacher_ranking,
+        "BM25": pipeline.bm25(part, tested),
+        "untuned student": pipeline.by_student(part, tested, part.student),
+        teacher: pipeline.by_teacher(part, tested, judged),
     }
+    store.build(*rankings.values())
     for name, ranking in rankings.items():
-        values = evaluate.per_query(ranking, qrels, stages.teacher_queries)["nDCG@10"]
+        values = evaluate.per_query(store.load(ranking), qrels, judged)["nDCG@10"]
         print(f"{np.nanmean(values):.4f}  {int((~np.isnan(values)).sum())} queries  {name}", flush=True)
 
 
 if __name__ == "__main__":
-    if "--" not in sys.argv:
-        sys.exit(__doc__)
     main()
