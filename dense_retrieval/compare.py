@@ -14,9 +14,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from dense_retrieval import sweep
+from dense_retrieval import plan, sweep
 from dense_retrieval.comparison import tables
-from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.runs import find, read_all
 from dense_retrieval.evaluation.table import UNTUNED
 from dense_retrieval.records import InputError
@@ -38,7 +38,7 @@ def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, lis
     return comparison, [*problems.values(), *comparison.excluded.values()]
 
 
-def report(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
+def write_comparison(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
     """Compare; show the tables, write them and the page to a folder, and log them where the runs are.
 
     Raises:
@@ -76,10 +76,13 @@ class AfterSweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        if planned := plan.of_sweep(folder):
+            Console().print(plan.table(planned, "plan of all jobs, each stage once"))
+            return
         failed = sorted(file.parent.name for file in folder.glob(f"*/{sweep.FAILURE}"))
         if config.hydra.job.name == "run" and any(folder.glob("**/metrics.json")):
             try:
-                report([folder], folder / "comparison")
+                write_comparison([folder], folder / "comparison")
             except InputError as error:  # Hydra would make it a warning
                 sys.exit(f"error: {error}")
             except Exception:
@@ -108,7 +111,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        report(given.runs, given.output or given.runs[0] / "comparison", given.baseline)
+        write_comparison(given.runs, given.output or given.runs[0] / "comparison", given.baseline)
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -8,14 +8,15 @@ import json
 import logging
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.markup import escape
 
 from dense_retrieval import pipeline
-from dense_retrieval.config import CONF, Config, one_line_errors
+from dense_retrieval.config import Config
+from dense_retrieval.errors import command
 from dense_retrieval.evaluation import report
+from dense_retrieval.nodes import corpora
 from dense_retrieval.pipeline import Part
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.store import Store
@@ -25,28 +26,29 @@ log = logging.getLogger(__name__)
 SAMPLES = 3  # a type, shown
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="config")
-@one_line_errors
+@command("config", Config)
 def main(config: Config) -> None:
     """Write ``queries.jsonl``: every query as the language model wrote it, and why some are dropped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     store = Store(Path(config.cache_dir))
-    for title, of in pipeline.corpora(config).items():
+    for title, of in corpora(config).items():
         (folder / title).mkdir(exist_ok=True)
         _write(store, pipeline.prepare(of), folder / title)
     log.info("everything is in %s", folder)
 
 
 def _write(store: Store, part: Part, folder: Path) -> None:
-    if part.cleaned is None:
+    if part.raw is None or part.cleaned is None:
         raise InputError("querytype=human has no queries to write; choose others with querytype=")
+    written = [(part.raw, part.cleaned)]
+    if part.c.evaluation.heldout_types:
+        raw = pipeline.written(part.c, part.corpus, part.heldout, part.duplicates, "heldout")
+        written.append((raw, pipeline.clean_queries(part.corpus, part.heldout, raw)))
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as lines:
-        for of in ["train"] + ["heldout"] * bool(part.config.evaluation.heldout_types):
-            raw = pipeline.raw_queries(part.config, part.corpus, part.duplicates, of)
-            cleaned = pipeline.clean_queries(part.corpus, raw)
+        for raw, cleaned in written:
             store.build(part.corpus, raw, cleaned)
             ids = store.load(part.corpus).passages["id"]
-            dropped = read_table(store.open(cleaned).path / "dropped.parquet")
+            dropped = read_table(store.open(cleaned).path / "dropped.arrow")
             reasons = dict(zip(dropped["id"], dropped["reason"], strict=True))
             for query in store.load(raw):
                 values = {"passage_id": ids[query["source"]]}

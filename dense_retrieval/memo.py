@@ -79,6 +79,14 @@ class Memo:
             self._connection.executemany("INSERT OR REPLACE INTO memo VALUES (?, ?)", items)
 
 
+def move(old: Path, new: Path) -> None:
+    """Give a memo another name, with what a killed process left in its log."""
+    connection = sqlite3.connect(old)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    old.rename(new)
+
+
 def memo_path(root: Path, name: str, made_by: Mapping[str, Any]) -> Path:
     """The memo of one model with its settings: ``root/name-<hash>.sqlite``."""
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,461 +1,263 @@
 """The pipeline: which stage reads what, with which settings. Nothing is computed here.
 
-The order of the lines is the order of the work. Each function takes the configuration of one corpus and gives
-steps, which a :class:`~dense_retrieval.store.Store` builds.
+The order of the lines is the order of the work: a corpus and its queries, their candidates, scores and groups,
+the student, its rankings. Everything is a step, which a :class:`~dense_retrieval.store.Store` builds.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import torch
-import transformers
 from datasets import Dataset
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config, LanguageModel
 from dense_retrieval.corpus.dedup import find_duplicates
+from dense_retrieval.corpus.holdout import hold_out
 from dense_retrieval.corpus.read import read
-from dense_retrieval.evaluation.rank import DEPTH, bm25_ranking, student_ranking, teacher_ranking
-from dense_retrieval.groups.build import groups
+from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.hub import model_folder
-from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.losses.loss import Loss, active
+from dense_retrieval.nodes import bm25_settings, hardware, outside, plain, settings, teachers
 from dense_retrieval.queries.clean import clean_queries
-from dense_retrieval.queries.draw import dev_queries, draw_queries, heldout_queries
+from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
-from dense_retrieval.queries.prompts import Prompt, type_name
-from dense_retrieval.queries.write import HOW_IT_ANSWERS, write
-from dense_retrieval.records import CandidateList, Corpus, Groups, InputError
-from dense_retrieval.stage import Folder, Outside, Settings, Step
+from dense_retrieval.queries.prompts import prompts_of, type_name
+from dense_retrieval.queries.write import write
+from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
+from dense_retrieval.stage import Folder, Outside, Step
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.tokens import Tokens, mixture_tokens, tokens
-from dense_retrieval.sweep import split_overrides
 from dense_retrieval.teacher.scores import scores
+from dense_retrieval.training.temperatures import temperatures
 from dense_retrieval.training.train import train
 
-for library in ("bm25s", "httpx", "faiss.loader"):  # they narrate
-    logging.getLogger(library).setLevel(logging.WARNING)
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-datasets.disable_progress_bars()
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks for it
-
-SYNTHETIC_DEV = "synthetic_dev"  # a split: the synthetic queries of the training's dev passages
+Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
-_FILES = ("path", "revision", "adapter", "trust_remote_code")  # the weights' content stands for these
 
 
-def plain(config: Any, *without: str, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """A node of the configuration as JSON values, without some keys, or with these only."""
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(values, dict)
-    return {str(k): v for k, v in values.items() if k not in without and (only is None or k in only)}
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where the work is done; nothing of it changes a result but ``bf16``."""
-
-    device: str
-    bf16: bool
-    max_tokens: int  # padded tokens a forward pass: what fits a CPU's cache, what fills a GPU
-    memos: Path  # folder of answers and scores that no run pays for twice
-
-
-def hardware(c: Config) -> Hardware:
-    cuda = torch.cuda.is_available()
-    device = ("cuda" if cuda else "cpu") if c.device == "auto" else c.device
-    fills = 65_536 if device.startswith("cuda") else 2_048
-    return Hardware(device, c.precision == "bf16-mixed", fills, Path(c.cache_dir))
+_NOT_EMBEDDING = ("query_prefix", "passage_prefix", "query_length", "passage_length", "dropout")
+_LENGTHS = ("query_prefix", "passage_prefix", "query_length", "passage_length")  # these are in the token ids
 
 
 @dataclass(frozen=True)
 class Part:
-    """One corpus with its training queries, before anything is ranked or scored."""
+    """One corpus, its training queries, and the synthetic queries of its held-out passages."""
 
-    config: Config
-    on: Hardware
+    c: Config
     corpus: Step[Corpus]
+    heldout: Step[np.ndarray]
     duplicates: Step[np.ndarray]
-    cleaned: Step[Dataset] | None  # None where all training queries are human
-    heldout: Step[Dataset] | None  # queries of held-out passages, where they are asked for
+    raw: Step[Dataset] | None  # None where all training queries are human
+    cleaned: Step[Dataset] | None
     queries: Step[Dataset]
-    student: Outside  # the untuned weights
+    by_type: Step[TestSet] | None
 
-
-def corpora(c: Config) -> dict[str, Config]:
-    """The configuration of each corpus that one student is trained on; of a single one without a name.
-
-    Of a mixture each member is what would follow ``python -m dense_retrieval.run`` for it alone; the
-    command's other overrides hold for all of them.
-    """
-    if "members" not in c.data:
-        return {"": c}
-    if len(c.data.members) < 2:
-        raise InputError(
-            "data=mixture needs two corpora at least: \"data.members=['data=scifact', 'data=fiqa']\""
-        )
-    if c.groups.scored_before is not None:
-        raise InputError(
-            f"groups.scored_before={c.groups.scored_before} and data=mixture do not go together: leave one out"
-        )
-    shared = [o for o in HydraConfig.get().overrides.task if not o.startswith(("data=", "data.members="))]
-    found = {}
-    for number, words in enumerate(c.data.members):
-        member: Any = compose("config", overrides=[*shared, *split_overrides(words)])
-        if member.student != c.student:
-            raise InputError(f"data.members: {words!r} has another student; give student= for all")
-        found[f"{number}-{words.split()[0].removeprefix('data=')}"] = member
-    return found
-
-
-def prepare(c: Config) -> Part:
-    """From the corpus to its training queries."""
-    on = hardware(c)
-    types = [type_name(t) for t in c.querytype.types]
-    student = Outside(model_folder(c.student.path, c.student.revision))
-    loader = plain(
-        c.data, "drop_self_matches", "queries", "mixed", "path"
-    )  # the first three are for later stages
-    corpus = read(_outside("data.path", c.data.get("path")), **loader)
-    duplicates = find_duplicates(corpus)
-    cleaned = (
-        clean_queries(corpus, raw_queries(c, corpus, duplicates, "train")) if types != ["human"] else None
-    )
-    heldout = None
-    if c.evaluation.heldout_types:
-        asked = clean_queries(corpus, raw_queries(c, corpus, duplicates, "heldout"))
-        heldout = heldout_queries(corpus, asked, types=[type_name(t) for t in c.evaluation.heldout_types])
-    queries = draw_queries(corpus, duplicates, cleaned, types=types, total=c.querytype.total, seed=c.seed)
-    return Part(c, on, corpus, duplicates, cleaned, heldout, queries, student)
-
-
-def raw_queries(c: Config, corpus: Step[Corpus], duplicates: Step[np.ndarray], of: str) -> Step[Dataset]:
-    """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones."""
-    if not issubclass(OmegaConf.get_type(c.generator) or object, LanguageModel):
-        return from_file(corpus, _outside("generator.path", c.generator.path))
-    backend = plain(c.generator, *_WHAT_IS_ASKED)
-    files = getattr(instantiate(backend), "files", None)
-    prompts = [asdict(prompt) for prompt in _prompts(c, of)]
-    return write(
-        corpus,
-        duplicates,
-        Outside(files) if files else None,
-        of=of,
-        prompts=prompts,
-        backend=backend,
-        memos=Path(c.cache_dir),
-        # A larger context answers prompts that did not fit.
-        **plain(c.generator, only=(*_WHAT_IS_ASKED, *HOW_IT_ANSWERS, "context")),
-    )
-
-
-def _prompts(c: Config, of: str) -> list[Prompt]:
-    types = c.querytype.types if of == "train" else c.evaluation.heldout_types
-    prompts = [Prompt.load(t) for t in dict.fromkeys(types) if t != "human"]
-    names = [prompt.querytype for prompt in prompts]
-    if taken := [name for name in names if name == "human" or names.count(name) > 1]:
-        raise InputError(
-            f"querytype.types={list(types)}: two types are called {taken[0]!r}; rename the prompt's file"
-        )
-    return prompts
-
-
-def _outside(setting: str, path: str | None) -> Outside | None:
-    """A file or folder that a setting names."""
-    if path and not Path(path).exists():
-        raise InputError(f"{setting}={path}: there is no such folder or file")
-    return Outside(Path(path)) if path else None
-
-
-# ---- texts
-
-
-def tokens_of(part: Part, of: str, texts: Step[Any]) -> Step[Tokens]:
-    """Token ids of the "passages", or of the queries of a split, "training" or "heldout"."""
-    student = part.config.student
-    passages = of == "passages"
-    return tokens(
-        texts,
-        part.student,
-        of=of,
-        length=student.passage_length if passages else student.query_length,
-        prefix=student.passage_prefix if passages else student.query_prefix,
-        trust_remote_code=student.trust_remote_code,
-    )
-
-
-def embedded(part: Part, of: str, texts: Step[Any], weights: Folder[Path]) -> Step[np.ndarray]:
-    """Embeddings by a student."""
-    return embeddings(
-        tokens_of(part, of, texts),
-        weights,
-        pooling=part.config.student.pooling,
-        bf16=part.on.bf16,
-        loader=plain(part.config.student),
-        device=part.on.device,
-        max_tokens=part.on.max_tokens,
-        label=of,
-    )
-
-
-# ---- labels
+    @property
+    def untrained(self) -> dict[str, Step[np.ndarray]]:
+        """Passages that are neither a query's source nor a candidate."""
+        return {"heldout": self.heldout, "duplicates": self.duplicates}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The training queries' candidates with the teacher's scores, and what of them is trained on."""
+class Labels:
+    """The training queries' candidates, their scores, and the groups to train on."""
 
     candidates: Step[CandidateList]
     scores: Step[CandidateList]
     groups: Step[Groups]
 
 
-def label(part: Part) -> Labelled:
-    """From training queries to groups."""
-    c, on = part.config, part.on
-    found = _mined(part)
-    members, weights, averaged = teacher_of(c)
+def prepare(c: Config) -> Part:
+    """From a corpus to its training queries."""
+    # what is left out is for later stages
+    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
+    corpus = read(outside("data.path", c.data.get("path")), loader=loader)
+    duplicates = find_duplicates(corpus, titled=c.data.text == "title_and_text")
+    heldout = hold_out(corpus, duplicates, n=c.data.get("heldout", 100))
+    untrained = {"heldout": heldout, "duplicates": duplicates}
+    types = [type_name(t) for t in c.querytype.types]
+    raw = written(c, corpus, heldout, duplicates, "train") if types != ["human"] else None
+    cleaned = clean_queries(corpus, heldout, raw) if raw else None
+    queries = draw_queries(corpus, untrained, cleaned, types=types, total=c.querytype.total, seed=c.seed)
+    by_type = None
+    if asked := [type_name(t) for t in c.evaluation.heldout_types]:
+        of_heldout = written(c, corpus, heldout, duplicates, "heldout")
+        by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
+    return Part(c, corpus, heldout, duplicates, raw, cleaned, queries, by_type)
+
+
+def written(
+    c: Config, corpus: Step[Corpus], heldout: Step[np.ndarray], duplicates: Step[np.ndarray], of: str
+) -> Step[Dataset]:
+    """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones."""
+    if not issubclass(OmegaConf.get_type(c.generator) or object, LanguageModel):
+        return from_file(corpus, outside("generator.path", c.generator.path))
+    backend = settings(c.generator, *_WHAT_IS_ASKED, unkeyed=("path", "revision", "url"))
+    model: Any = instantiate(backend)
+    if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
+        backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
+    files = getattr(model, "files", None)
+    types = c.querytype.types if of == "train" else c.evaluation.heldout_types
+    return write(
+        corpus,
+        heldout,
+        duplicates,
+        Outside(files) if files else None,
+        of=of,
+        prompts=[asdict(prompt) for prompt in prompts_of(types)],
+        backend=backend,
+        memos=Path(c.cache_dir),
+        **plain(c.generator, only=_WHAT_IS_ASKED),
+    )
+
+
+def untuned(c: Config) -> Outside:
+    """The weights of the untuned student."""
+    return Outside(model_folder(c.student.path, c.student.revision))
+
+
+def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
+    """Token ids of "passages", of "queries" to train on, or of "test queries"."""
+    student = c.student
+    lengths = {"passages": student.passage_length, "queries": student.query_length}
+    return tokens(
+        texts,
+        untuned(c),
+        of="passages" if of == "passages" else "queries",
+        length=lengths.get(of, c.evaluation.query_length),
+        prefix=student.passage_prefix if of == "passages" else student.query_prefix,
+        trust_remote_code=student.trust_remote_code,
+    )
+
+
+def embedded(c: Config, texts: Folder[Any], of: str, weights: Folder[Path]) -> Step[np.ndarray]:
+    """Embeddings of what :func:`tokenized` takes, by a student."""
+    on, student = hardware(c), settings(c.student, "path", "revision", unkeyed=_NOT_EMBEDDING)
+    ids = tokenized(c, texts, of)
+    return embeddings(ids, weights, student=student, bf16=on.bf16, device=on.device, max_tokens=on.max_tokens)
+
+
+def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
+    """From training queries to groups.
+
+    Args:
+        student: the weights that search for candidates.
+        earlier: of the round before.
+    """
+    c, on = part.c, hardware(part.c)
+    r = c.retriever
+    found = candidates(
+        part.corpus,
+        part.untrained,
+        part.queries,
+        embedded(c, part.queries, "queries", student) if r.dense else None,
+        embedded(c, part.corpus, "passages", student) if r.dense else None,
+        bm25=bm25_settings(c) if r.bm25 else None,
+        k=r.k,
+        fusion_k=r.fusion_k,
+        source_top_k=c.groups.source_top_k,
+        list_size=c.groups.list_size,
+        device=on.device,
+    )
+    members, weights, shares = teachers(c)
     scored = scores(
         found,
-        weights,
         part.corpus,
         part.queries,
-        *_of_students(part, members, "training", part.queries),
+        *student_s_view(c, part.queries, "queries", part.corpus, members),
+        weights,
+        teachers=members,
+        shares=shares,
+        scored_before=c.groups.scored_before,
         bf16=on.bf16,
         device=on.device,
         max_tokens=on.max_tokens,
         memos=on.memos,
-        averaged=averaged,
-        scored_before=c.groups.scored_before,
-        **members,
     )
-    settings = plain(c.groups, "source_top_k")
-    return Labelled(found, scored, groups(scored, found, part.queries, seed=c.seed, **settings))
-
-
-def _mined(part: Part) -> Step[CandidateList]:
-    c = part.config
-    settings = plain(c.retriever) | plain(c.groups, only=["source_top_k", "list_size"])
-    settings["device"] = part.on.device
-    if not c.retriever.dense:
-        return candidates(
-            part.corpus, part.queries, part.duplicates, None, None, None, None, None, **settings
-        )
-    return candidates(
-        part.corpus,
-        part.queries,
-        part.duplicates,
-        tokens_of(part, "training", part.queries),
-        tokens_of(part, "passages", part.corpus),
-        part.student,
-        embedded(part, "training", part.queries, part.student),
-        embedded(part, "passages", part.corpus, part.student),
-        pooling=c.student.pooling,
-        bf16=part.on.bf16,
-        **settings,
+    kept = plain(c.groups, "source_top_k")
+    before = earlier.groups if earlier else None
+    return Labels(
+        found, scored, groups(found, scored, part.queries, part.corpus, before, seed=c.seed, **kept)
     )
 
 
-def teacher_of(c: Config) -> tuple[dict[str, Any], dict[str, Outside], list[float] | None]:
-    """The teacher, or the members of an ensemble, with their weights' files and their shares."""
-    found = list(c.teacher.members) if "members" in c.teacher else [c.teacher]
-    if len(found) > 1 and c.groups.scored_before is not None:
-        raise InputError("groups.scored_before needs a single teacher: choose one with teacher=")
-    members: dict[str, Any] = {}
-    weights: dict[str, Outside] = {}
-    for number, member in enumerate(found):
-        if member == "bm25":
-            members[f"teacher {number}"] = plain(c.retriever, only=["library", "k1", "b"])
-        elif member == "student":
-            members[f"teacher {number}"] = "student"
-        else:
-            teacher = _composed(member) if isinstance(member, str) else member
-            weights[f"weights {number}"] = Outside(model_folder(teacher.path, teacher.revision))
-            if adapter := _outside("teacher.adapter", teacher.get("adapter")):
-                weights[f"adapter {number}"] = adapter
-            settings = plain(teacher, "path", "revision", "adapter")
-            members[f"teacher {number}"] = Settings(settings, plain(teacher, *_FILES))
-    shares = c.teacher.get("weights")
-    return members, weights, None if shares is None else list(shares)
-
-
-def _composed(words: str) -> Any:
-    try:
-        return compose("config", overrides=split_overrides(words)).teacher
-    except HydraException as error:
-        raise InputError(f"teacher.members: {words!r}: {' '.join(str(error).split())}") from error
-
-
-def _of_students(
-    part: Part, members: Mapping[str, Any], of: str, queries: Step[Any]
+def student_s_view(
+    c: Config, queries: Step[Any], of: str, corpus: Step[Corpus], members: list[Any]
 ) -> tuple[Step[np.ndarray] | None, Step[np.ndarray] | None]:
-    """Embeddings of queries and passages, where the untuned student is a member of the ensemble."""
-    if "student" not in members.values():
+    """Embeddings by the untuned student, where it is a member of the teachers' ensemble."""
+    if "student" not in members:
         return None, None
-    return (
-        embedded(part, of, queries, part.student),
-        embedded(part, "passages", part.corpus, part.student),
-    )
-
-
-# ---- training
+    return embedded(c, queries, of, untuned(c)), embedded(c, corpus, "passages", untuned(c))
 
 
 def distil(
-    c: Config,
-    parts: Mapping[str, Part],
-    labelled: Mapping[str, Labelled],
-    loss: DistillationLoss,
-    log: Callable[[Mapping[str, float], int], None],
+    c: Config, parts: Mapping[str, Part], labels: Mapping[str, Labels], start: Folder[Path], log: Log
 ) -> Step[Path]:
-    """The student that is tuned on all corpora together."""
+    """The student that is tuned on all corpora together.
+
+    Args:
+        start: the weights that training starts from.
+    """
     on, trainer = hardware(c), c.trainer
-    of_queries = {name: tokens_of(part, "training", part.queries) for name, part in parts.items()}
-    of_passages = {name: tokens_of(part, "passages", part.corpus) for name, part in parts.items()}
-    if "" in parts:
-        (part,), (groups_,) = parts.values(), [of.groups for of in labelled.values()]
-        texts = part.corpus, part.queries
-        queries, passages = of_queries[""], of_passages[""]
-    else:
-        groups_ = mixture(
-            {name: of.groups for name, of in labelled.items()},
-            {name: part.queries for name, part in parts.items()},
-            {name: part.corpus for name, part in parts.items()},
-        )
-        queries, passages = mixture_tokens(of_queries), mixture_tokens(of_passages)
-    student = plain(c.student)
-    models: dict[str, Any] = {
-        "student": Settings(student, plain(c.student, "path", "revision", "trust_remote_code"))
-    }
-    teacher_weights = None
-    if c.groups.scored_before is not None:
-        members, weights, _ = teacher_of(c)
-        models["teacher"] = Settings(
-            members["teacher 0"], {"bf16": on.bf16, "teacher 0": members["teacher 0"].keyed}
-        )
-        teacher_weights = {name.removesuffix(" 0"): folder for name, folder in weights.items()}
-        teacher_weights["path"] = teacher_weights.pop("weights")
-    later = teacher_weights is not None
+    queries = {name: tokenized(c, part.queries, "queries") for name, part in parts.items()}
+    passages = {name: tokenized(c, part.corpus, "passages") for name, part in parts.items()}
+    of_queries = {name: part.queries for name, part in parts.items()}
+    of_groups = {name: of.groups for name, of in labels.items()}
+    taus = c.loss.student_temperature, c.loss.teacher_temperature
+    fitted = temperatures(
+        of_groups,
+        {name: of.candidates for name, of in labels.items()},
+        of_queries,
+        {name: embedded(c, part.queries, "queries", start) for name, part in parts.items()},
+        {name: embedded(c, part.corpus, "passages", start) for name, part in parts.items()},
+        student=taus[0],
+        teacher=taus[1],
+    )
+    config: Any = c.loss.terms
+    terms = {name: settings(config[name]) for name in active(plain(config))}
+    Loss({name: instantiate(term) for name, term in terms.items()}, *taus)  # refuses what is out of range
+    alone = parts.get("")
+    later = alone if c.groups.scored_before is not None else None
+    members, weights, _ = teachers(c)
+    cut = plain(trainer, only=("devices", "chunk_tokens", "graph_tokens"))
     return train(
-        groups_,
-        passages,
-        queries,
-        next(iter(parts.values())).student,
-        teacher_weights,
-        texts[0] if later else None,
-        texts[1] if later else None,
-        loss=asdict(loss),
-        trainer=plain(trainer, "chunk_tokens", "graph_tokens", "devices"),
+        of_groups[""] if alone else mixture(of_groups, of_queries, {n: p.corpus for n, p in parts.items()}),
+        passages[""] if alone else mixture_tokens(passages),
+        queries[""] if alone else mixture_tokens(queries),
+        start,
+        fitted,
+        {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
+        later.queries if later else None,
+        later.corpus if later else None,
+        student=settings(c.student, "path", "revision", unkeyed=_LENGTHS),
+        terms=terms,
+        false_negative_ratio=c.loss.false_negative_ratio,
+        trainer=settings(trainer, *cut),
         precision=c.precision,
         seed=c.seed,
-        chunk_tokens=trainer.chunk_tokens,
-        graph_tokens=trainer.graph_tokens,
-        devices=trainer.devices,
         device=on.device,
         log=log,
-        **models,
+        teacher=members[0] if later else None,
+        cut=cut if c.student.dropout else None,
+        **cut,
     )
 
 
-# ---- evaluation
-
-
-@dataclass(frozen=True)
-class Tested:
-    """Queries to test on: a split of the corpus, or a table of synthetic ones."""
-
-    of: str
-    queries: Step[Dataset] | None
-
-    def texts(self, part: Part) -> Step[Any]:
-        return self.queries or part.corpus
-
-
-def tested_on(part: Part, labelled: Labelled, splits: Sequence[str]) -> Tested:
-    """The queries of ``evaluation.split``.
-
-    Args:
-        splits: those that the corpus has.
-
-    Raises:
-        InputError: the corpus has no such split, or its queries are those trained on.
-    """
-    split = part.config.evaluation.split
-    if split not in (SYNTHETIC_DEV, *splits):
-        there = ", ".join([*sorted(splits), SYNTHETIC_DEV])
-        raise InputError(f"evaluation.split={split}: this corpus has {there}; choose one of them")
-    if split == "train" and "human" in part.config.querytype.types:
-        raise InputError("evaluation.split=train with querytype=human would test on what is trained on")
-    return Tested(split, dev_queries(part.queries, labelled.groups) if split == SYNTHETIC_DEV else None)
-
-
-def bm25(part: Part, tested: Tested) -> Step[CandidateList]:
-    return bm25_ranking(
-        part.corpus,
-        tested.queries,
-        of=tested.of,
-        k=DEPTH,
-        drop_self_matches=part.config.data.drop_self_matches,
-        **plain(part.config.retriever, only=["library", "k1", "b"]),
-    )
-
-
-def by_student(part: Part, tested: Tested, weights: Folder[Path]) -> Step[CandidateList]:
-    """The ranking of a student, tuned or not."""
-    return student_ranking(
-        tokens_of(part, "passages", part.corpus),
-        tokens_of(part, tested.of, tested.texts(part)),
-        weights,
-        part.corpus,
-        tested.queries,
-        embedded(part, tested.of, tested.texts(part), weights),
-        embedded(part, "passages", part.corpus, weights),
-        of=tested.of,
-        k=DEPTH,
-        bf16=part.on.bf16,
-        pooling=part.config.student.pooling,
-        drop_self_matches=part.config.data.drop_self_matches,
-        device=part.on.device,
-    )
-
-
-def by_teacher(part: Part, tested: Tested, judged: np.ndarray) -> Step[CandidateList]:
-    """The teacher's reranking of the untuned student's best passages.
-
-    Args:
-        judged: ``(n,)`` query rows.
-    """
-    members, weights, averaged = teacher_of(part.config)
-    return teacher_ranking(
-        part.corpus,
-        tokens_of(part, "passages", part.corpus),
-        tokens_of(part, tested.of, tested.texts(part)),
-        part.student,
-        tested.queries,
-        weights,
-        by_student(part, tested, part.student),
-        *_of_students(part, members, tested.of, tested.texts(part)),
-        of=tested.of,
-        k=part.config.evaluation.headroom_k,
-        queries=judged.tolist(),
-        pooling=part.config.student.pooling,
-        drop_self_matches=part.config.data.drop_self_matches,
-        bf16=part.on.bf16,
-        device=part.on.device,
-        max_tokens=part.on.max_tokens,
-        memos=part.on.memos,
-        averaged=averaged,
-        **members,
-    )
+def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], Step[Path]]:
+    """The last round's labels, and the student that it trains."""
+    if c.rounds > 1 and not c.retriever.dense:
+        raise InputError(f"rounds={c.rounds} needs a student that searches: choose retriever=dense or hybrid")
+    searching: Folder[Path] = untuned(c)
+    labels: dict[str, Labels] = {}
+    for _ in range(c.rounds):
+        labels = {name: label(part, searching, labels.get(name)) for name, part in parts.items()}
+        start = searching if c.rounds_from == "tuned" else untuned(c)
+        student = distil(c, parts, labels, start, log)
+        searching = student.part("model")
+    return labels, student

@@ -4,22 +4,26 @@ Everywhere inside, passages and queries are integer rows of their tables; BEIR's
 exist only in the tables' ``id`` columns and in what leaves the program (run files, reports).
 
 ==================  ======================================================================
-passages            Parquet: id, title, text (the id is BEIR's, the row is ours)
-queries             Parquet: id, text, querytype, source (passage row, -1 if there is none)
+passages            Arrow: id, title, text (the id is BEIR's, the row is ours)
+queries             Arrow: id, text, querytype, source (passage row, -1 if there is none)
 raw queries         the same, not cleaned, with how the language model's answer ended: finish
 qrels               :class:`Qrels`, one ``.npz``
 corpus              :class:`Corpus`: passages, and queries and qrels of each split
+test queries        :class:`TestSet`: queries with their qrels
 candidates, scores  :class:`CandidateList`, one ``.npz``
 groups              :class:`Groups`, one ``.npz``
 ==================  ======================================================================
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+import datasets
 import numpy as np
-import pyarrow.parquet as parquet
+import pyarrow
 from datasets import Dataset, Features, Value
+
+datasets.disable_progress_bars()
 
 
 class InputError(ValueError):
@@ -35,15 +39,18 @@ RAW_QUERIES = Features(QUERIES | {"finish": Value("string")})
 
 
 def write_table(table: Dataset, path: Path) -> None:
-    table.to_parquet(path)
+    """An Arrow stream, which is read memory-mapped and without a copy of it."""
+    with (
+        pyarrow.OSFile(str(path), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.features.arrow_schema) as out,
+    ):
+        for batch in table.with_format("arrow").iter(10_000):
+            out.write_table(batch)
 
 
 def read_table(path: Path) -> Dataset:
-    """Memory-mapped Arrow table of a Parquet file; converted once, beside it."""
-    if not parquet.read_metadata(path).num_rows:  # datasets refuses it
-        features = Features.from_arrow_schema(parquet.read_schema(path))
-        return Dataset.from_dict({name: [] for name in features}, features)
-    return Dataset.from_parquet(str(path), cache_dir=str(path.parent / ".arrow"))
+    """A memory-mapped table."""
+    return Dataset.from_file(str(path))
 
 
 class _Arrays:
@@ -54,8 +61,11 @@ class _Arrays:
 
     @classmethod
     def load(cls, path: Path):
+        """Raises KeyError where an array is missing that has no default."""
         with np.load(path) as arrays:
-            return cls(**{f.name: arrays[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+            optional = {f.name for f in fields(cls) if f.default_factory is not MISSING}  # type: ignore[arg-type]
+            there = [f.name for f in fields(cls) if f.name in arrays or f.name not in optional]  # type: ignore[arg-type]
+            return cls(**{name: arrays[name] for name in there})
 
 
 @dataclass(frozen=True)
@@ -69,30 +79,55 @@ class Qrels(_Arrays):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A collection as the stages see it; in a folder: ``passages.parquet``, ``heldout.npy`` and,
-    a split, ``queries-<split>.parquet`` with ``qrels-<split>.npz``."""
+    """A collection as the stages see it; in a folder: ``passages.arrow``, ``heldout.npy`` and,
+    a split, ``queries-<split>.arrow`` with ``qrels-<split>.npz``."""
 
     passages: Dataset  # PASSAGES
     queries: dict[str, Dataset]  # split ("train", "dev", "test") -> QUERIES
     qrels: dict[str, Qrels]  # split -> judgements, rows of that split's queries
-    heldout: np.ndarray  # (H,) int64, passage rows that no training query may come from
+    heldout: np.ndarray  # (H,) int64, passage rows that the data itself holds out; empty = drawn later
 
     def save(self, folder: Path) -> None:
-        write_table(self.passages, folder / "passages.parquet")
+        write_table(self.passages, folder / "passages.arrow")
         np.save(folder / "heldout.npy", self.heldout)
         for split, queries in self.queries.items():
-            write_table(queries, folder / f"queries-{split}.parquet")
+            write_table(queries, folder / f"queries-{split}.arrow")
             self.qrels[split].save(folder / f"qrels-{split}.npz")
 
     @classmethod
     def load(cls, folder: Path) -> "Corpus":
         splits = sorted(p.stem.removeprefix("qrels-") for p in folder.glob("qrels-*.npz"))
         return cls(
-            read_table(folder / "passages.parquet"),
-            {s: read_table(folder / f"queries-{s}.parquet") for s in splits},
+            read_table(folder / "passages.arrow"),
+            {s: read_table(folder / f"queries-{s}.arrow") for s in splits},
             {s: Qrels.load(folder / f"qrels-{s}.npz") for s in splits},
             np.load(folder / "heldout.npy"),
         )
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Queries to test on; in a folder ``queries.arrow`` and ``qrels.npz``."""
+
+    __test__ = False  # for pytest
+
+    queries: Dataset  # QUERIES
+    qrels: Qrels
+
+    def save(self, folder: Path) -> None:
+        write_table(self.queries, folder / "queries.arrow")
+        self.qrels.save(folder / "qrels.npz")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TestSet":
+        return cls(read_table(folder / "queries.arrow"), Qrels.load(folder / "qrels.npz"))
+
+    @classmethod
+    def of_sources(cls, queries: Dataset) -> "TestSet":
+        """Synthetic queries, each of which is to find the passage that it was made from."""
+        rows = np.arange(len(queries))
+        source = np.array(queries["source"], dtype=np.int64)
+        return cls(queries, Qrels(rows, source, np.ones_like(rows)))
 
 
 @dataclass(frozen=True)
@@ -122,3 +157,5 @@ class Groups(_Arrays):
     teacher: np.ndarray  # (G, K) float32 in 0..1, -inf at padding; NaN = scored as it is trained on
     source: np.ndarray  # (G,) int64, row of the passage that the query was made from
     dev: np.ndarray  # (G,) bool, True = development set
+    # (J, 2) int64, (query row, passage row) pairs judged relevant: no negatives of each other
+    relevant: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))

@@ -17,19 +17,32 @@ import functools
 import hashlib
 import inspect
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-import numpy as np
+from dense_retrieval.files import fingerprint
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 Counts = Mapping[str, Any]  # what a stage counted, for its record
 
-SPEED: set[str] = set()  # names of the arguments of all stages that change no result
+SPEED: set[str] = set()  # what changes no result, of all stages
+
+
+class Counted(dict[str, float]):
+    """What an input counted, or will count; what is not known is NaN.
+
+    Attributes:
+        path: of a file or folder from outside.
+    """
+
+    path: Path | None = None
+
+    def __missing__(self, name: str) -> float:
+        return math.nan
 
 
 class Folder(Generic[T_co]):
@@ -39,11 +52,27 @@ class Folder(Generic[T_co]):
 
     @property
     def path(self) -> Path:
-        raise NotImplementedError
+        raise TypeError(f"{self.key} is not built: ask a store for it")
 
     def load(self) -> T_co:
         """What the folder holds, as the stage that made it says."""
-        raise NotImplementedError
+        raise TypeError(f"{self.key} is not built: ask a store for it")
+
+
+class Built(Folder[T_co]):
+    """An artifact on disk, or a part of it."""
+
+    def __init__(self, path: Path, key: str, load: Callable[[Path], T_co]) -> None:
+        self._path = path
+        self.key = key
+        self._load = load
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def load(self) -> T_co:
+        return self._load(self._path)
 
 
 class Outside(Folder[Path]):
@@ -69,7 +98,7 @@ class Outside(Folder[Path]):
 
 
 class Settings(dict[str, Any]):
-    """Settings of which only some change the result.
+    """Settings of which only some change the result, or only where they differ from a default.
 
     Args:
         keyed: what enters the key.
@@ -90,20 +119,13 @@ class Step(Folder[T_co]):
         self.arguments = inputs  # by name a folder, a mapping of several, or None
         self.settings = settings
 
-    @property
-    def path(self) -> Path:
-        raise TypeError(f"{self.stage.name} is not built: ask a store for it")
-
-    def load(self) -> T_co:
-        raise TypeError(f"{self.stage.name} is not built: ask a store for it")
-
     @functools.cached_property
     def made_from(self) -> dict[str, Any]:
         """What the key is the SHA-256 of: stage, version, settings, keys of inputs."""
         stage = self.stage
         kept = {name: value for name, value in self.arguments.items() if name not in stage.speed}
         settings = {
-            name: value.keyed if isinstance(value, Settings) else value
+            name: _keyed(value, stage.speed)
             for name, value in self.settings.items()
             if name not in stage.speed and not (name in stage.defaults and stage.defaults[name] == value)
         }
@@ -118,17 +140,44 @@ class Step(Folder[T_co]):
     @property
     def inputs(self) -> list["Step[Any]"]:
         """The steps that it reads, in the order of its arguments."""
-        return [folder for _, folder in _folders(self.arguments) if isinstance(folder, Step)]
+        folders = [folder for _, folder in _folders(self.arguments)]
+        return [f.step if isinstance(f, Member) else f for f in folders if isinstance(f, Step | Member)]
 
-    def run(self, folder: Path, built: Callable[["Step[Any]"], Folder[Any]]) -> Counts:
+    def forecast(self, counted: Callable[[Folder[Any]], Counted]) -> Counted:
+        """What the stage will count; ``counted`` says it of its inputs."""
+        if self.stage.forecast is None:
+            return Counted()
+        inputs = {
+            name: [counted(folder) for folder in value.values()]
+            if isinstance(value, Mapping)
+            else (counted(value) if value is not None else None)
+            for name, value in self.arguments.items()
+        }
+        found = self.stage.forecast(**inputs, **self.settings)
+        return Counted({name: float(n) for name, n in found.items()})
+
+    def part(self, name: str) -> "Member":
+        """A file or folder of its artifact."""
+        return Member(self, name)
+
+    def run(self, folder: Path, built: Callable[["Step[Any] | Member"], Folder[Any]]) -> Counts:
         """Fill a folder; ``built`` finds the inputs' artifacts."""
 
         def placed(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {name: placed(item) for name, item in value.items()}
-            return built(value) if isinstance(value, Step) else value
+            return built(value) if isinstance(value, Step | Member) else value
 
         return self.stage.function(folder, *map(placed, self.arguments.values()), **self.settings)
+
+
+class Member(Folder[Path]):
+    """A file or folder in a step's artifact."""
+
+    def __init__(self, step: Step[Any], name: str) -> None:
+        self.step = step
+        self.name = name
+        self.key = f"{step.key}/{name}"
 
 
 def key_of(made_from: Mapping[str, Any]) -> str:
@@ -147,8 +196,10 @@ class Stage(Generic[P, T_co]):
         name: str,
         speed: Sequence[str],
         version: int,
+        forecast: Callable[..., Mapping[str, float]] | None,
     ) -> None:
         self.function = function
+        self.forecast = forecast
         self.load = load
         self.name = name
         self.speed = frozenset(speed)
@@ -170,7 +221,12 @@ class Stage(Generic[P, T_co]):
 
 
 def stage(
-    load: Callable[[Path], T], *, name: str | None = None, speed: Sequence[str] = (), version: int = 1
+    load: Callable[[Path], T],
+    *,
+    name: str | None = None,
+    speed: Sequence[str] = (),
+    version: int = 1,
+    forecast: Callable[..., Mapping[str, float]] | None = None,
 ) -> Callable[[Callable[Concatenate[Path, P], Counts]], Stage[P, T]]:
     """Make a stage of a function that fills the folder it is given.
 
@@ -179,67 +235,31 @@ def stage(
     Args:
         load: what the finished folder holds.
         name: of the stage; else the function's.
-        speed: arguments that change no result, such as the device: no part of the key.
+        speed: what changes no result, such as the device: no part of the key, neither as an argument nor in one.
         version: to be raised when the function gives other results, or when a default changes. A setting that
             equals its default does not enter the key, so that a new one leaves old keys alone.
+        forecast: what the function will count, from the counts of its inputs (see :class:`Counted`) and its
+            settings, by their names; the first is the work that its time depends on.
     """
 
     def decorate(function: Callable[Concatenate[Path, P], Counts]) -> Stage[P, T]:
-        return Stage(function, load, name or function.__name__, speed, version)
+        return Stage(function, load, name or function.__name__, speed, version, forecast)
 
     return decorate
+
+
+def _keyed(value: Any, speed: frozenset[str]) -> Any:
+    if isinstance(value, Settings):
+        value = value.keyed
+    if isinstance(value, Mapping):
+        return {name: _keyed(item, speed) for name, item in value.items() if name not in speed}
+    return [_keyed(item, speed) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _folders(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Folder[Any]]]:
     """Names and values of inputs; one that is None is absent, a mapping of several stands for its items."""
     for name, value in arguments.items():
         if isinstance(value, Mapping):
-            yield from value.items()
+            yield from ((f"{name} {item}".strip(), folder) for item, folder in value.items())
         elif value is not None:
             yield name, value
-
-
-def fingerprint(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's file names and contents; symbolic links are followed."""
-    digest = hashlib.sha256()
-    for file in sorted(_files(path, ())) if path.is_dir() else [path]:
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-        digest.update(_digest(file, file.stat().st_mtime_ns))
-    return digest.hexdigest()
-
-
-def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real not in above:  # else a link to a folder that it is in
-        for path in folder.iterdir():
-            if path.is_dir():
-                yield from _files(path, (*above, real))
-            elif path.is_file():
-                yield path
-
-
-@functools.cache  # a run asks for the same gigabytes of weights again and again
-def _digest(file: Path, _modified: int) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
-
-
-def in_shards(
-    folder: Path, parts: Iterable[np.ndarray], compute: Callable[[np.ndarray], np.ndarray]
-) -> list[np.ndarray]:
-    """``compute(part)`` of each part, each kept in ``folder`` as soon as it is there.
-
-    A second call, after a kill, computes only what is missing. The parts must be the same.
-    """
-    results = []
-    for number, part in enumerate(parts):
-        file = folder / f"shard-{number:05d}.npy"
-        if not file.exists():
-            unfinished = file.with_suffix(".tmp")
-            with unfinished.open("wb") as stream:
-                np.save(stream, compute(part))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(unfinished, file)
-        results.append(np.load(file, mmap_mode="r"))
-    return results

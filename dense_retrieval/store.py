@@ -14,36 +14,21 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from filelock import FileLock, Timeout
 
 import dense_retrieval
+from dense_retrieval.files import sha256, sync, written_through
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import Folder, Step, key_of
+from dense_retrieval.stage import Built, Member, Step, key_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORMAT = 1  # of the cache's root and of its stage.json files
+FORMAT = 2  # of the cache's root and of its stage.json files
 _LARGE = 64 * 2**20  # bytes; a larger file is read again only if its time or size has changed
-
-
-class Built(Folder[T]):
-    """A step's artifact on disk."""
-
-    def __init__(self, step: Step[T], path: Path) -> None:
-        self.step = step
-        self.key = step.key
-        self._path = path
-
-    @property
-    def path(self) -> Path:
-        return self._path
-
-    def load(self) -> T:
-        return self.step.stage.load(self._path)
 
 
 class Store:
@@ -58,7 +43,7 @@ class Store:
         self.root = root
         self.used: dict[str, str] = {}  # key -> stage, of all artifacts asked for
         self.built: set[str] = set()  # keys of those made by this process
-        _require_format(root)
+        require_format(root)
 
     def build(self, *steps: Step[Any]) -> None:
         """Run what is missing of some steps, and of what they need for it."""
@@ -68,11 +53,22 @@ class Store:
                     self._make(step)
                 self.used[step.key] = step.stage.name
 
-    def open(self, step: Step[T]) -> Built[T]:
-        """A step that was built."""
-        if step.key not in self.used:
-            raise TypeError(f"{step.stage.name} was not built")
-        return Built(step, self.root / step.key)
+    def has(self, step: Step[Any]) -> bool:
+        """Whether a step is built and undamaged."""
+        folder = self.root / step.key
+        return folder.exists() and damage(folder) is None
+
+    @overload
+    def open(self, step: Step[T]) -> Built[T]: ...
+    @overload
+    def open(self, step: Member) -> Built[Path]: ...
+    def open(self, step: Step[Any] | Member) -> Built[Any]:
+        """A step that was built, or a part of one."""
+        whole = step.step if isinstance(step, Member) else step
+        if whole.key not in self.used:
+            raise TypeError(f"{whole.stage.name} was not built")
+        load = (lambda path: path) if isinstance(step, Member) else whole.stage.load
+        return Built(self.root / step.key, step.key, load)
 
     def load(self, step: Step[T]) -> T:
         """What the artifact of a built step holds."""
@@ -98,7 +94,7 @@ class Store:
             return True
         log.warning("%s: %s; building it again", folder, reason)
         try:
-            with _lock(self.root, step.key):
+            with lock(self.root, step.key):
                 if folder.exists() and damage(folder):
                     shutil.rmtree(folder)
         except PermissionError as error:
@@ -111,7 +107,7 @@ class Store:
         self.build(*step.inputs)
         self.root.mkdir(parents=True, exist_ok=True)
         _write_format(self.root)
-        with _lock(self.root, step.key):
+        with lock(self.root, step.key):
             if (self.root / step.key).exists():  # another process has built it while we waited
                 return
             partial = self.root / f"{step.key}.partial"
@@ -138,17 +134,17 @@ def _finish(partial: Path, done: Path, made_from: dict[str, Any], counts: dict, 
     }
     record["sha256"] = _record_digest(record)
     (partial / "stage.json").write_text(json.dumps(record, indent=1))
-    for path in [*files, partial / "stage.json", *(p for p in partial.rglob("*") if p.is_dir()), partial]:
-        _sync(path)
+    written_through(partial)
     os.replace(partial, done)  # atomic: a folder of this name is complete
-    _sync(done.parent)
+    sync(done.parent)
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, everything: bool = False) -> str | None:
     """What is wrong with a finished artifact; None if nothing is.
 
     Args:
         folder: one written before there were checksums is taken as it is.
+        everything: read large files too, whose time and size have not changed.
     """
     try:
         record = json.loads((folder / "stage.json").read_text())
@@ -169,8 +165,8 @@ def damage(folder: Path) -> str | None:
         stat = file.stat()
         if stat.st_size != state["size"]:
             return f"{name} has {stat.st_size} bytes, not {state['size']}"
-        unchanged = stat.st_size > _LARGE and stat.st_mtime_ns == state["modified"]
-        if not unchanged and _sha256(file, stat.st_mtime_ns) != state["sha256"]:
+        unchanged = not everything and stat.st_size > _LARGE and stat.st_mtime_ns == state["modified"]
+        if not unchanged and sha256(file, stat.st_mtime_ns) != state["sha256"]:
             return f"{name} has another content than was written"
     return None
 
@@ -178,29 +174,15 @@ def damage(folder: Path) -> str | None:
 def _state(file: Path) -> dict[str, Any]:
     stat = file.stat()
     return {
-        "sha256": _sha256(file, stat.st_mtime_ns),
+        "sha256": sha256(file, stat.st_mtime_ns),
         "size": stat.st_size,
         "modified": stat.st_mtime_ns,
     }
 
 
-@functools.lru_cache(maxsize=100_000)
-def _sha256(file: Path, _modified: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _record_digest(record: dict[str, Any]) -> str:
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _touch(folder: Path) -> None:
@@ -210,21 +192,21 @@ def _touch(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(root: Path, key: str) -> Iterator[None]:
+def lock(root: Path, key: str) -> Iterator[None]:
     """Held by one process; the kernel frees it when that dies. The file says who has it."""
     path = root / f"{key}.lock"
-    lock = FileLock(path)
+    held = FileLock(path)
     try:
-        lock.acquire(timeout=0.2)  # by then the holder has said who it is
+        held.acquire(timeout=0.2)  # by then the holder has said who it is
     except Timeout:
         log.info("%s: waiting for %s, which is building it", key, _holder(path))
-        lock.acquire()
+        held.acquire()
     try:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 def _holder(path: Path) -> str:
@@ -235,7 +217,7 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _require_format(root: Path) -> None:
+def require_format(root: Path) -> None:
     """Raises InputError where a newer version made the cache."""
     file = root / "FORMAT"
     found = file.read_text().strip() if file.is_file() else str(FORMAT)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,10 @@ from typing import Any
 import yaml
 
 import dense_retrieval
+from dense_retrieval.files import fingerprint
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import fingerprint
+
+log = logging.getLogger(__name__)
 
 FAILURE = "error.txt"  # in a job's folder, the line that says why it failed
 _NAME_LENGTH = 60
@@ -66,21 +69,57 @@ def finished(folder: Path, settings: Mapping[str, Any], made_from: Mapping[str, 
     Raises:
         InputError: the folder holds files that no job made.
     """
-    files = sorted(folder.glob("metrics.json")) or sorted(folder.glob("[0-9]*-*/metrics.json"))
-    config, model = folder / "config.yaml", folder / "model"
-    old = _settings_of(config)
-    if not old and (config.is_file() or model.exists() or files):
+    files, config, model = _metrics_in(folder), folder / "config.yaml", folder / "model"
+    if not _settings_of(config) and (config.is_file() or model.exists() or files):
         raise InputError(f"{folder} has files that no run made, and that one would replace; choose another")
-    if files and (model / "README.md").is_file():  # the card is written last
+    if _is_finished(folder):
         metrics = [json.loads(file.read_text()) for file in files]
-        same = [m["versions"]["dense_retrieval"] == dense_retrieval.__version__ for m in metrics]
-        same += [m.get("inputs") == made_from for m in metrics]
-        if all(same) and old == settings:
+        versions = [of["versions"]["dense_retrieval"] for of in metrics]
+        inputs = [of.get("inputs") for of in metrics]
+        if other := other_settings(folder, settings):
+            log.info("a finished run with %s is replaced", other)
+        elif set(versions) != {dense_retrieval.__version__}:
+            log.info("a finished run of version %s is made anew", versions[0])
+        elif any(of != made_from for of in inputs):
+            log.info("a finished run is made anew: its input files have changed")
+        else:
             return metrics
     for file in [*files, folder / FAILURE]:
         file.unlink(missing_ok=True)
     shutil.rmtree(model, ignore_errors=True)
     return []
+
+
+def other_settings(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The first setting in which a run that has finished in a folder differs from these, such as ``seed=1``."""
+    if not _is_finished(folder):
+        return None
+    old, new = _flat(_settings_of(folder / "config.yaml")), _flat(settings)
+    for name in [*new, *old]:
+        if name not in old:
+            return f"no {name}"
+        if name not in new or old[name] != new[name]:
+            return f"{name}={old[name]}"
+    return None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _metrics_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("metrics.json")) or sorted(folder.glob("[0-9]*-*/metrics.json"))
+
+
+def _is_finished(folder: Path) -> bool:
+    written_last = folder / "model" / "README.md"
+    return bool(_metrics_in(folder) and written_last.is_file() and _settings_of(folder / "config.yaml"))
 
 
 def _settings_of(config: Path) -> dict[str, Any]:

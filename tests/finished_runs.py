@@ -1,20 +1,28 @@
 """Folders of finished runs, as far as a comparison reads them."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pandas
 import yaml
 from datasets import Dataset
 
-from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels
+
+METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")
 
 
 def write_run(
-    folder, settings: dict, values: dict[str, np.ndarray], corpus: str = "kale", ids: str = "q", **facts
+    folder,
+    settings: dict,
+    values: dict[str, np.ndarray],
+    corpus: str = "kale",
+    ids: str = "q",
+    metrics: Sequence[str] = METRICS,
+    **facts,
 ) -> None:
-    """A run folder of what a comparison reads; ``values`` are nDCG@10 by system, of queries q0, q1, ..."""
+    """A run folder of what a comparison reads; ``values`` are of each metric, by system, of q0, q1, ..."""
     choices = {"data": corpus} | {k: v for k, v in settings.items() if k in ("loss", "querytype", "student")}
     config: dict = {
         "seed": 0,
@@ -33,8 +41,8 @@ def write_run(
     tables = []
     for system, of in values.items():
         table = pandas.DataFrame({"system": system, "query": [f"{ids}{i}" for i in range(len(of))]})
-        tables.append(table.assign(**dict.fromkeys(METRICS, of)).dropna())
-    pandas.concat(tables).to_parquet(folder / "per_query.parquet")
+        tables.append(table.assign(**dict.fromkeys(metrics, of)).dropna())
+    pandas.concat(tables).to_parquet(folder / "per_query.parquet", index=False)
 
 
 def with_facts(folder) -> None:

@@ -1,5 +1,6 @@
 """BM25 with Lucene's idf, by either of two libraries that rank alike."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ from rank_bm25 import BM25Okapi
 from rich.progress import track
 
 from dense_retrieval.records import CandidateList, InputError
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates
 
 
 class BM25:

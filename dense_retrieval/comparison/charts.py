@@ -5,9 +5,10 @@ from typing import Any
 import altair
 import pandas
 
-from dense_retrieval.comparison.compare import Comparison
-from dense_retrieval.comparison.rows import Row
-from dense_retrieval.comparison.tables import ALPHA, MAIN, lines
+from dense_retrieval.comparison.comparison import Comparison
+from dense_retrieval.comparison.lines import Line
+from dense_retrieval.comparison.tables import ALPHA, of_metric
+from dense_retrieval.evaluation.evaluate import canonical
 from dense_retrieval.evaluation.table import TUNED
 
 _OUTCOMES = ["better", f"p ≥ {ALPHA}", "worse"]
@@ -19,13 +20,13 @@ _DASHES = altair.Scale(range=[[1, 0], [6, 3], [2, 2]])
 
 def differences(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
     """A point and an interval a line; None if nothing is compared."""
-    table = lines(comparison, corpus, MAIN).dropna(subset="difference")
+    table = of_metric(comparison, corpus, comparison.main).dropna(subset="difference")
     if not len(table):
         return None
     better, either, worse = _OUTCOMES
     sign = table["difference"].map(lambda d: better if d > 0 else worse)
     table = table.assign(outcome=sign.where(table["p_holm"] < ALPHA, either))
-    title = f"nDCG@10, difference to {comparison.baseline}"
+    title = f"{comparison.main}, difference to {comparison.baseline}"
     y = altair.Y("name:N", sort=table["name"].tolist(), title=None, axis=altair.Axis(labelLimit=320))
     base = altair.Chart(table[["name", "mean", "difference", "low", "high", "p_holm", "outcome"]])
     shape = altair.Shape("outcome:N", title=None, scale=altair.Scale(domain=_OUTCOMES, range=_SHAPES))
@@ -45,10 +46,10 @@ def differences(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
 def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
     """The training loss by step, and the dev loss by epoch; a line a run."""
     train, dev = [], []
-    for row in _tuned(comparison, corpus):
-        for run in row.runs:
+    for line in _tuned(comparison, corpus):
+        for run in line.runs:
             if run.corpus == corpus:
-                name = {"name": row.name, "seed": run.seed}
+                name = {"name": line.name, "seed": run.seed}
                 train += [name | {"step": step, "loss": loss} for step, loss in run.facts.get("curve", [])]
                 steps = enumerate(run.facts.get("training", {}).get("dev", []))
                 dev += [name | {"epoch": epoch, "loss": terms["loss"]} for epoch, terms in steps if terms]
@@ -71,24 +72,26 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
 
 
 def querytypes(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
-    """nDCG@10 on the synthetic queries of held-out passages: a line a system, a column a query type."""
+    """The main metric on synthetic queries of held-out passages: a line a system, a column a query type."""
     cells = []
-    for row in comparison.rows:
-        runs = [run for run in row.runs if run.corpus == corpus and run.facts.get("heldout")]
+    for line in comparison.lines:
+        runs = [run for run in line.runs if run.corpus == corpus and run.facts.get("heldout")]
         for kind in dict.fromkeys(kind for run in runs for kind in run.facts["heldout"]):
             values = [
-                of["means"][MAIN]
+                value
                 for run in runs
                 for of in run.facts["heldout"].get(kind, [])
-                if of["system"] == row.system
+                if of["system"] == line.system
+                for metric, value in of["means"].items()
+                if canonical(metric) == comparison.main
             ]
             if values:
-                cells.append({"name": row.name, "query type": kind, MAIN: sum(values) / len(values)})
+                cells.append({"name": line.name, "query type": kind, "value": sum(values) / len(values)})
     if not cells:
         return None
     table = pandas.DataFrame(cells)
-    middle = (table[MAIN].min() + table[MAIN].max()) / 2
-    base = altair.Chart(table.rename(columns={MAIN: "value"})).encode(
+    middle = (table["value"].min() + table["value"].max()) / 2
+    base = altair.Chart(table).encode(
         x=altair.X(
             "query type:N", title="query type tested on", axis=altair.Axis(labelAngle=0, orient="top")
         ),
@@ -97,18 +100,18 @@ def querytypes(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
         ),
     )
     squares = base.mark_rect().encode(
-        color=altair.Color("value:Q", title=MAIN, scale=altair.Scale(scheme="viridis"))
+        color=altair.Color("value:Q", title=comparison.main, scale=altair.Scale(scheme="viridis"))
     )
     numbers = base.mark_text().encode(
         text=altair.Text("value:Q", format=".3f"),
         color=altair.condition(altair.datum.value > middle, altair.value("black"), altair.value("white")),
     )
-    described = f"nDCG@10 on synthetic queries of held-out passages of {corpus}, by query type"
+    described = f"{comparison.main} on synthetic queries of held-out passages of {corpus}, by query type"
     return _spec((squares + numbers).properties(height=altair.Step(28)), described)
 
 
-def _tuned(comparison: Comparison, corpus: str) -> list[Row]:
-    return [row for row in comparison.rows if row.system == TUNED and corpus in row.values]
+def _tuned(comparison: Comparison, corpus: str) -> list[Line]:
+    return [line for line in comparison.lines if line.system == TUNED and corpus in line.values]
 
 
 def _spec(chart: Any, description: str) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as parquet
+from datasets import Dataset
 
-from dense_retrieval.comparison.compare import Comparison
-from dense_retrieval.comparison.rows import Row
+from dense_retrieval.comparison.comparison import Comparison
+from dense_retrieval.comparison.lines import Line
 from dense_retrieval.records import Corpus
 
 EACH = 4  # queries that gained most, and that lost most
@@ -27,7 +27,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Moved:
-    """A query, its nDCG@10 and best passages by the baseline and by the system."""
+    """A query, its main metric and best passages by the baseline and by the system."""
 
     query: str
     text: str
@@ -37,44 +37,44 @@ class Moved:
     ranking_after: list[Found]
 
 
-def moved(comparison: Comparison, row: Row, corpus: str) -> list[Moved]:
+def moved(comparison: Comparison, line: Line, corpus: str) -> list[Moved]:
     """The queries with the largest gains, then those with the largest losses; of the first seed's rankings.
 
     Texts come from the run's corpus in the cache; where it is gone, ids stand alone.
     """
-    difference = comparison.difference(row, corpus, "nDCG@10")
-    baseline = comparison.baseline_of(row)
+    difference = comparison.difference(line, corpus, comparison.main)
+    baseline = comparison.baseline_of(line)
     if difference is None or baseline is None:
         return []
     ordered = difference.dropna().sort_values(kind="stable")
     chosen = [*ordered.index[::-1][:EACH], *ordered.index[:EACH]]
     chosen = [query for query in dict.fromkeys(chosen) if ordered[query] != 0]
-    pairs = [_rankings(other, corpus, chosen) for other in (baseline, row)]
-    texts = _Texts(row, corpus, chosen, {p for ranking in pairs for ids in ranking.values() for p in ids})
+    pairs = [_rankings(other, corpus, chosen) for other in (baseline, line)]
+    texts = _Texts(line, corpus, chosen, {p for ranking in pairs for ids in ranking.values() for p in ids})
     return [
         Moved(
             query,
             texts.queries.get(query, ""),
-            float(baseline.values[corpus].loc[query, "nDCG@10"]),
-            float(row.values[corpus].loc[query, "nDCG@10"]),
+            float(baseline.values[corpus].loc[query, comparison.main]),
+            float(line.values[corpus].loc[query, comparison.main]),
             *([texts.found(query, passage) for passage in ranking.get(query, [])] for ranking in pairs),
         )
         for query in chosen
     ]
 
 
-def _rankings(row: Row, corpus: str, queries: list[str]) -> dict[str, list[str]]:
+def _rankings(line: Line, corpus: str, queries: list[str]) -> dict[str, list[str]]:
     """Query id -> ids of its first passages, as the run file has them."""
-    run = next(run for run in row.runs if run.corpus == corpus)
-    file = run.folder / f"{row.system.split(' (')[0].replace(' ', '_')}.trec"
+    run = next(run for run in line.runs if run.corpus == corpus)
+    file = run.folder / f"{line.system.split(' (')[0].replace(' ', '_')}.trec"
     if not file.is_file():
         return {}
     content = b"\n" + file.read_bytes()
     found = {}
     for query in queries:
         start = content.find(f"\n{query} Q0 ".encode()) + 1  # the lines of a query stand together
-        lines = content[start : start + 400 * SHOWN].decode(errors="ignore").splitlines() if start else []
-        fields = [line.split(" ") for line in lines[:SHOWN]]
+        text = content[start : start + 400 * SHOWN].decode(errors="ignore") if start else ""
+        fields = [entry.split(" ") for entry in text.splitlines()[:SHOWN]]
         found[query] = [f[2] for f in fields if len(f) > 2 and f[0] == query]
     return found
 
@@ -82,20 +82,20 @@ def _rankings(row: Row, corpus: str, queries: list[str]) -> dict[str, list[str]]
 class _Texts:
     """What is shown of some queries and passages."""
 
-    def __init__(self, row: Row, corpus: str, queries: list[str], passages: set[str]) -> None:
-        run = next(run for run in row.runs if run.corpus == corpus)
+    def __init__(self, line: Line, corpus: str, queries: list[str], passages: set[str]) -> None:
+        run = next(run for run in line.runs if run.corpus == corpus)
         folder, split = Path(run.facts.get("artifacts", {}).get("corpus", "")), run.facts["split"]
         self.queries: dict[str, str] = {}
         self.passages: dict[str, str] = {}
         self.relevant: set[tuple[str, str]] | None = None
-        if not (folder / f"queries-{split}.parquet").is_file():
+        if not (folder / f"queries-{split}.arrow").is_file():
             return
         loaded = Corpus.load(folder)
-        rows = _rows(folder / f"queries-{split}.parquet", set(queries))
+        rows = _rows(loaded.queries[split], set(queries))
         self.queries = dict(
             zip(rows, loaded.queries[split].select(list(rows.values()))[:]["text"], strict=True)
         )
-        found = _rows(folder / "passages.parquet", passages)
+        found = _rows(loaded.passages, passages)
         columns: Any = loaded.passages.select(list(found.values()))[:]
         for name, text in zip(found, columns["text"], strict=True):
             self.passages[name] = text[:CHARACTERS] + "…" * (len(text) > CHARACTERS)
@@ -112,7 +112,7 @@ class _Texts:
         return Found(passage, self.passages.get(passage, ""), relevant)
 
 
-def _rows(file: Path, ids: set[str]) -> dict[str, int]:
+def _rows(table: Dataset, ids: set[str]) -> dict[str, int]:
     """Id -> row, of some ids."""
-    column = parquet.read_table(file, columns=["id"])["id"].to_numpy(zero_copy_only=False)
+    column = np.array(table["id"][:])
     return {str(column[row]): int(row) for row in np.flatnonzero(np.isin(column, list(ids)))}

@@ -9,10 +9,9 @@ import jinja2
 import vl_convert
 
 from dense_retrieval.comparison import charts, tables
-from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.comparison import Comparison
+from dense_retrieval.comparison.lines import Line
 from dense_retrieval.comparison.moved import moved
-from dense_retrieval.comparison.rows import Row
-from dense_retrieval.comparison.tables import MAIN
 from dense_retrieval.evaluation.table import TUNED
 
 _BEST = 12  # lines whose queries are shown one by one
@@ -38,8 +37,8 @@ def render(comparison: Comparison, problems: list[str]) -> str:
             "querytypes": chart(charts.querytypes(comparison, corpus)),
             "outcomes": _outcomes(comparison, corpus),
             "moved": [
-                (row.name, _seeds(row, corpus), moved(comparison, row, corpus))
-                for row in _best(comparison, corpus)
+                (line.name, _seeds(comparison, line, corpus), moved(comparison, line, corpus))
+                for line in _best(comparison, corpus)
             ],
             "yields": _yields(comparison, corpus),
         }
@@ -65,33 +64,35 @@ def render(comparison: Comparison, problems: list[str]) -> str:
 def _outcomes(comparison: Comparison, corpus: str) -> list[tuple[str, int, int, int]]:
     """Name, and the queries won, tied and lost against the baseline."""
     found: list[tuple[str, int, int, int]] = []
-    for row in comparison.rows:
-        difference = comparison.difference(row, corpus, MAIN)
+    for line in comparison.lines:
+        difference = comparison.difference(line, corpus, comparison.main)
         if difference is not None:
             better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-            found.append((row.name, better, int((difference == 0).sum()), worse))
+            found.append((line.name, better, int((difference == 0).sum()), worse))
     return found
 
 
-def _best(comparison: Comparison, corpus: str) -> list[Row]:
-    rows = [row for row in comparison.rows if row.system == TUNED and corpus in row.values]
-    best = sorted(rows, key=lambda row: -row.values[corpus][MAIN].mean())[:_BEST]
-    return [row for row in rows if row in best]
+def _best(comparison: Comparison, corpus: str) -> list[Line]:
+    lines = [line for line in comparison.lines if line.system == TUNED and corpus in line.values]
+    best = sorted(lines, key=lambda line: -line.values[corpus][comparison.main].mean())[:_BEST]
+    return [line for line in lines if line in best]
 
 
-def _seeds(row: Row, corpus: str) -> str:
+def _seeds(comparison: Comparison, line: Line, corpus: str) -> str:
     """What the numbers and the rankings of a query are of, where there are several seeds."""
-    runs = [run for run in row.runs if run.corpus == corpus]
-    return f"nDCG@10 is the mean of {len(runs)} seeds; rankings of seed {runs[0].seed}" if runs[1:] else ""
+    runs = [run for run in line.runs if run.corpus == corpus]
+    if len(runs) < 2:
+        return ""
+    return f"{comparison.main} is the mean of {len(runs)} seeds; rankings of seed {runs[0].seed}"
 
 
 def _yields(comparison: Comparison, corpus: str) -> list[tuple[str, list[list[str]]]]:
     """Of each training set the lines that it is of, and a table: a header, and a line a query type."""
     names: dict[str, list[str]] = {}
-    for row in comparison.rows:
-        run = next((run for run in row.runs if run.corpus == corpus and row.system == TUNED), None)
+    for line in comparison.lines:
+        run = next((run for run in line.runs if run.corpus == corpus and line.system == TUNED), None)
         if run is not None and "yields" in run.facts:
-            names.setdefault(json.dumps(run.facts["yields"]), []).append(row.name)
+            names.setdefault(json.dumps(run.facts["yields"]), []).append(line.name)
     found = []
     for text, of in names.items():
         yields = json.loads(text)

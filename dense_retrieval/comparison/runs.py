@@ -1,5 +1,6 @@
 """Finished runs, read from their folders."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -12,23 +13,33 @@ import numpy as np
 import pandas
 import pyarrow.parquet as parquet
 import yaml
+from omegaconf import MISSING
 
-from dense_retrieval.evaluation.evaluate import METRICS
+from dense_retrieval.chain import speed_only
+from dense_retrieval.checks import settings as known_settings
+from dense_retrieval.config import Config
+from dense_retrieval.evaluation.evaluate import canonical
 from dense_retrieval.evaluation.table import TUNED
 from dense_retrieval.records import InputError
 from dense_retrieval.sweep import FAILURE
 
 log = logging.getLogger(__name__)
 
-# Settings that change no result.
-_WITHOUT_EFFECT = (
+# Where results are kept and shown, and what is implied by the choice of a loss.
+_ELSEWHERE = (
     "cache_dir",
-    "device",
-    "evaluation.headroom",  # of the teacher's only
+    "logger.",
+    "plan",
+    "loss._target_",
+    "loss.terms.listwise._t",
+    "loss.terms.infonce._t",
+)
+# Settings that add to what is measured, and change no tuned student's values.
+_MEASURED_TOO = (
+    "evaluation.headroom_k",
+    "evaluation.headroom_queries",
     "evaluation.heldout_types",
-    "logger",
-    "trainer.chunk_tokens",
-    "trainer.graph_tokens",
+    "evaluation.metrics",
 )
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 _NEEDED = ("systems", "corpus", "split", "choices")
@@ -42,7 +53,7 @@ class Run:
         folder: of its ``metrics.json``.
         corpus: the name, and the split if that is not "test".
         settings: ``loss.infonce_weight`` -> value, of all that may change results; ``loss`` -> the choice.
-        systems: name -> ``(Q, 4)`` values of :data:`METRICS`, by query id.
+        systems: name -> ``(Q, M)`` values by query id; metrics by ir_measures' own names, the main one first.
         facts: all that ``metrics.json`` says.
         project: in Weights & Biases; None if the run was not logged.
     """
@@ -57,6 +68,10 @@ class Run:
     @property
     def seed(self) -> int:
         return self.settings["seed"]
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.systems[TUNED].columns)
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
@@ -117,38 +132,58 @@ def _read(folder: Path, config: Mapping[str, Any], shared: dict[Any, Any]) -> Ru
         raise InputError(
             f"{folder}/metrics.json lacks {missing[0]!r}: it is of another version; run the command again"
         )
-    columns = ["system", "query", *METRICS]
-    table = parquet.read_table(folder / "per_query.parquet", columns=columns, read_dictionary=["system"])
+    table = parquet.read_table(folder / "per_query.parquet", read_dictionary=["system"])
+    metrics = {name: column for column in table.column_names if (name := canonical(column))}
+    if not metrics:
+        raise InputError(f"{folder}/per_query.parquet has no metric; run the command again")
     system_of = table["system"].combine_chunks()
     queries = table["query"].to_numpy()
-    values = np.stack([table[metric].to_numpy() for metric in METRICS], axis=1)
+    values = np.stack([table[column].to_numpy() for column in metrics.values()], axis=1)
     if not len(table) or not np.isfinite(values).all():
         raise InputError(f"{folder}/per_query.parquet has values that are no number; run the command again")
     codes = system_of.indices.to_numpy()
     systems = {
-        name: _by_query(queries[codes == code], values[codes == code], shared)
+        name: _by_query(queries[codes == code], list(metrics), values[codes == code], shared)
         for code, name in enumerate(system_of.dictionary.to_pylist())
     }
     if TUNED not in systems:
         raise InputError(f"{folder}/per_query.parquet has no {TUNED!r}; run the command again")
-    settings = _flat(config) | facts["choices"]
-    settings = {name: value for name, value in settings.items() if not name.startswith(_WITHOUT_EFFECT)}
+    settings = _with_effect(_flat(config)) | facts["choices"]
     corpus = facts["corpus"] + (f" ({facts['split']})" if facts["split"] != "test" else "")
     logger = config["logger"]
     return Run(folder, corpus, settings, systems, facts, logger["project"] if logger["enabled"] else None)
 
 
-def _by_query(queries: np.ndarray, values: np.ndarray, shared: dict[Any, Any]) -> pandas.DataFrame:
+def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what changes no result; a setting that an older version did not have is at its default."""
+    found = dict(settings)
+    for name, field in known_settings(Config):
+        default = field.default
+        if isinstance(default, str) and default.startswith("${"):  # another setting's
+            default = found.get(default.strip("${}"), MISSING)
+        if default is not dataclasses.MISSING and default != MISSING:
+            found.setdefault(name, default)
+    speed = speed_only()
+    return {
+        name: value
+        for name, value in found.items()
+        if name.rpartition(".")[2] not in speed and not name.startswith((*_ELSEWHERE, *_MEASURED_TOO))
+    }
+
+
+def _by_query(
+    queries: np.ndarray, metrics: list[str], values: np.ndarray, shared: dict[Any, Any]
+) -> pandas.DataFrame:
     """Metrics by query, sorted. Many runs have the same queries and the same BM25: these are in memory once."""
     key = tuple(queries)
     if key not in shared:
         order = np.argsort(queries)
         shared[key] = order, pandas.Index(queries[order])
     order, index = shared[key]
-    content = hashlib.sha256(values.tobytes()).digest()
-    if (id(index), content) not in shared:
-        shared[id(index), content] = pandas.DataFrame(values[order], index=index, columns=list(METRICS))
-    return shared[id(index), content]
+    content = id(index), *metrics, hashlib.sha256(values.tobytes()).digest()
+    if content not in shared:
+        shared[content] = pandas.DataFrame(values[order], index=index, columns=metrics)
+    return shared[content]
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:

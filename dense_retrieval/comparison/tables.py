@@ -4,28 +4,30 @@ import pandas
 from rich import box
 from rich.table import Table
 
-from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.evaluation.table import SHOWN, TUNED
 
 ALPHA = 0.05  # of the corrected p-value
-MAIN = "nDCG@10"
 
 
 def note(comparison: Comparison) -> str:
+    unshared = ", ".join(comparison.unshared)
+    missing = f" Metrics that not every run has are left out: {unshared}." if unshared else ""
     return (
         f"Differences to {comparison.baseline} with 95 % bootstrap intervals; p: paired randomization test over "
         "the queries, Holm-corrected over the lines, each metric by itself; * is p < 0.05. Seeds are averaged; "
-        "± is their standard deviation."
+        f"± is their standard deviation.{missing}"
     )
 
 
 def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
     """A header, and a line a system."""
-    of = {metric: lines(comparison, corpus, metric) for metric in SHOWN}
-    header = ["system", *comparison.columns, MAIN, "difference", "p", *SHOWN[1:], "seeds", "queries"]
+    main, *others = comparison.metrics[:SHOWN]
+    of = {metric: of_metric(comparison, corpus, metric) for metric in (main, *others)}
+    header = ["system", *comparison.columns, main, "difference", "p", *others, "seeds", "queries"]
     table = [header]
-    for position in range(len(of[MAIN])):
-        line = of[MAIN].iloc[position]
+    for position in range(len(of[main])):
+        line = of[main].iloc[position]
         table.append(
             [
                 _system(line),
@@ -33,7 +35,7 @@ def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
                 value(line),
                 difference(line),
                 p_value(line["p_holm"]),
-                *(value(of[m].iloc[position]) + star(of[m].iloc[position]) for m in SHOWN[1:]),
+                *(value(of[m].iloc[position]) + star(of[m].iloc[position]) for m in others),
                 str(line["seeds"]),
                 str(line["queries"]),
             ]
@@ -41,7 +43,8 @@ def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
     return table
 
 
-def lines(comparison: Comparison, corpus: str, metric: str) -> pandas.DataFrame:
+def of_metric(comparison: Comparison, corpus: str, metric: str) -> pandas.DataFrame:
+    """The part of the comparison's table that is of one corpus and metric."""
     table = comparison.table
     return table[(table["corpus"] == corpus) & (table["metric"] == metric)]
 
@@ -77,13 +80,14 @@ def corpora(comparison: Comparison) -> list[str]:
 def terminal(comparison: Comparison) -> list[Table]:
     """One a corpus, and their average."""
     tables = []
+    metrics = comparison.metrics[:SHOWN]
     for corpus in corpora(comparison):
-        main, *others = (lines(comparison, corpus, metric) for metric in SHOWN)
+        main, *others = (of_metric(comparison, corpus, metric) for metric in metrics)
         queries = main["queries"].max()
         title = f"{corpus}, {queries} queries"
         shown = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         shown.add_column("system", overflow="fold")
-        for name in (MAIN, "difference", "p", *SHOWN[1:]):
+        for name in (metrics[0], "difference", "p", *metrics[1:]):
             shown.add_column(name, no_wrap=True)
         for position, (_, line) in enumerate(main.iterrows()):
             few = f" ({line['queries']} queries)" if line["queries"] < queries else ""
@@ -111,24 +115,25 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """A booktabs table of nDCG@10, a column a corpus; needs ``\\usepackage{booktabs}``.
+    """A booktabs table of the main metric, a column a corpus; needs ``\\usepackage{booktabs}``.
 
     A superscript plus or minus marks what is significantly better or worse than the baseline.
     """
     names = corpora(comparison)
-    main = comparison.table[comparison.table["metric"] == MAIN]
+    main = comparison.table[comparison.table["metric"] == comparison.main]
     head = [*_escaped(["system", *comparison.columns]), *_escaped(names)]
     most = main.groupby("corpus")["queries"].max()
     rows = []
-    for row in comparison.rows:
-        settings = [str(row.settings.get(column, "")) for column in comparison.columns]
-        body = _escaped([row.system if row.system != TUNED else "tuned", *settings])
-        found = main[main["name"] == row.name].set_index("corpus")
+    for line in comparison.lines:
+        settings = [str(line.settings.get(column, "")) for column in comparison.columns]
+        body = _escaped([line.system if line.system != TUNED else "tuned", *settings])
+        found = main[main["name"] == line.name].set_index("corpus")
         rows.append(body + [_latex_cell(found.loc[c], most[c]) if c in found.index else "--" for c in names])
     ends = " \\\\\n"
     return (
-        f"% {MAIN}, seeds averaged. ^{{+}} and ^{{-}}: better and worse than {comparison.baseline} by a paired "
-        f"randomization test over the queries, p < {ALPHA}, Holm-corrected over the lines.\n"
+        f"% {comparison.main}, seeds averaged. ^{{+}} and ^{{-}}: better and worse than "
+        f"{comparison.baseline} by a paired randomization test over the queries, p < {ALPHA}, Holm-corrected "
+        "over the lines.\n"
         f"\\begin{{tabular}}{{{'l' * (1 + len(comparison.columns))}{'r' * len(names)}}}\n\\toprule\n"
         + " & ".join(head)
         + ends

@@ -9,22 +9,21 @@
 Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
 """
 
-import errno
 import hashlib
 import http.client
 import logging
 import shutil
 import tempfile
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 from rich.progress import wrap_file
 
-from dense_retrieval.corpus import holdout, judgements
+from dense_retrieval.corpus import archive, judgements
 from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.corpus.text import passage_text
 from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError
@@ -40,7 +39,6 @@ def read_folder(
     passage_characters: int | None = None,
     query_characters: int | None = None,
     test_split: str = "test",
-    heldout: int = 100,
     missing_passages: int = 0,
 ) -> Corpus:
     """A folder or ``.zip`` in BEIR's layout.
@@ -48,8 +46,7 @@ def read_folder(
     Args:
         text: see :func:`passage_text`.
         passage_characters, query_characters: longer texts are cut; None keeps them whole.
-        test_split: the qrels file that is the test split.
-        heldout: passages that no training query may come from.
+        test_split: the qrels file that is the test split, and then no other one.
         missing_passages: judged passages that the corpus is known to lack. They stay in the qrels, as
             rows -1, -2, ..., and no system can find them: so the published figures were measured.
 
@@ -59,19 +56,17 @@ def read_folder(
     folder = Path(path)
     if folder.suffix == ".zip" and folder.is_file():
         with tempfile.TemporaryDirectory() as unpacked:
-            inside = _unzip(folder, Path(unpacked))
+            inside = archive.unpack(folder, Path(unpacked))
             limits = passage_characters, query_characters
             try:
-                return read_folder(str(inside), text, *limits, test_split, heldout, missing_passages)
+                return read_folder(str(inside), text, *limits, test_split, missing_passages)
             except InputError as error:
                 raise InputError(str(error).replace(unpacked, path)) from error
     if not folder.is_dir():
         raise InputError(f"data.path={path}: there is no such folder or zip")
     passages, passage_rows = _table(folder, "corpus", text, passage_characters)
     queries, qrels = {}, {}
-    splits = {"train": "train", "dev": "dev", "test": test_split}
-    if test_split == "dev":
-        del splits["dev"]
+    splits = {split: split for split in ("train", "dev") if split != test_split} | {"test": test_split}
     if not list(folder.glob("queries.jsonl*")) and not (folder / "qrels").exists():
         splits = {}
     else:
@@ -84,7 +79,7 @@ def read_folder(
         elif split == "test":
             there = ", ".join(sorted({p.stem for p in files[0].parent.glob("*.*")})) or "none"
             raise InputError(f"{files[0]} is missing; the splits there: {there} (data.test_split=...)")
-    return Corpus(passages, queries, qrels, holdout.draw(len(passages), heldout))
+    return Corpus(passages, queries, qrels, np.array([], dtype=np.int64))
 
 
 def read_hub(name: str, revision: str | None = None, **settings) -> Corpus:
@@ -148,34 +143,6 @@ def read_named(
 ) -> Corpus:
     """A corpus of the BEIR benchmark, from the hub or (``zip``) from BEIR's zip."""
     return read_zip(zip_name, zip_md5, **settings) if zip else read_hub(name, revision, **settings)
-
-
-def _unzip(file: Path, folder: Path) -> Path:
-    """Unpack, and return the folder that holds ``corpus.jsonl``.
-
-    Raises:
-        InputError: a broken zip, one with a member outside its folder, one without or with several corpora.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.namelist():
-                if not (folder / member).resolve().is_relative_to(folder.resolve()):
-                    raise InputError(
-                        f"{file}: its member {member!r} would be written outside the folder; not unpacked"
-                    )
-            archive.extractall(folder)
-    except InputError:
-        raise
-    except Exception as error:  # zipfile's, zlib's, struct's, OSError: a broken zip has many
-        full = getattr(error, "errno", None) == errno.ENOSPC
-        remedy = "make room, or set TMPDIR to a larger disk" if full else "download it again"
-        raise InputError(f"{file}: no readable zip ({error}); {remedy}") from error
-    found = sorted({corpus.parent for corpus in folder.rglob("corpus.jsonl*")})
-    if len(found) != 1:
-        names = ", ".join(str(each.relative_to(folder)) for each in found)
-        holds = f"several corpora ({names})" if found else "no corpus.jsonl"
-        raise InputError(f"{file}: holds {holds}; one corpus in BEIR's layout is needed")
-    return found[0]
 
 
 def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[Dataset, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from rich.progress import Progress, TaskID
 
+from dense_retrieval.corpus.text import without_title
 from dense_retrieval.records import Corpus
 from dense_retrieval.stage import Counts, Folder, stage
 
@@ -44,33 +46,36 @@ def comparable(text: str) -> str:
     return " ".join(text.translate(_REMOVED).split())
 
 
-def duplicates(passages: Dataset, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def duplicates(passages: Dataset, *, titled: bool = False, neighbours: int = NEIGHBOURS) -> np.ndarray:
     """``(M,)`` int64, rows in order: passages to drop.
 
     A comparable text under 10 characters is dropped. The others are sorted, and a passage whose text is
-    contained in that of one of its next ``neighbours`` is dropped; then the rest is sorted by the
-    reversed texts, and again. Of equal texts the first row stays. So whatever is dropped is contained in
-    a passage that stays, and passages that begin or end alike are found; a passage in the midst of
-    another one is found only by chance.
+    contained in that of one of its next ``neighbours`` is dropped; the same with the reversed texts. Of
+    equal texts the first row stays. So whatever is dropped is contained in a passage that stays, and a
+    passage with which another one begins or ends is found, for such come next to each other; a passage
+    in the midst of another one is found only by chance.
 
     Memory: about 100 bytes a passage, and the texts of 20,000 passages.
 
     Args:
         passages: with the column ``text``; read from disk three times, twice in sorted order.
+        titled: the texts begin with the column ``title``, which is not compared.
     """
     n = len(passages)
     keys = {False: np.empty(n, dtype=f"S{_KEY}"), True: np.empty(n, dtype=f"S{_KEY}")}
     stays = np.ones(n, dtype=bool)
     with Progress(transient=True) as progress:
         bar = progress.add_task("duplicate passages", total=3 * n)
-        for rows, texts in _texts(passages, np.arange(n), progress, bar):
+        read = partial(_texts, passages, titled, progress, bar)
+        for rows, texts in read(np.arange(n)):
             stays[rows] = [len(text) >= MIN_CHARACTERS for text in texts]
             for backwards, key in keys.items():
                 key[rows] = [_key(_turned(text, backwards)) for text in texts]
+        compared = np.flatnonzero(stays)
         for backwards, key in keys.items():
-            left = np.flatnonzero(stays)
-            order = left[np.argsort(key[left], kind="stable")]
-            for row in _contained(_sorted(passages, order, key, backwards, progress, bar), neighbours):
+            # Also those dropped already: what they contain may be no neighbour of what contains them.
+            order = compared[np.argsort(key[compared], kind="stable")]
+            for row in _contained(_sorted(read(order), key, backwards), neighbours):
                 stays[row] = False
     return np.flatnonzero(~stays)
 
@@ -85,24 +90,26 @@ def _key(text: str) -> bytes:
 
 
 def _texts(
-    passages: Dataset, rows: np.ndarray, progress: Progress, bar: TaskID
+    passages: Dataset, titled: bool, progress: Progress, bar: TaskID, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
-        yield part, [comparable(text) for text in passages.select(part)[:]["text"]]
+        read = passages.select(part)[:]
+        texts = map(without_title, read["text"], read["title"]) if titled else read["text"]
+        yield part, [comparable(text) for text in texts]
         progress.advance(bar, len(part))
 
 
 def _sorted(
-    passages: Dataset, order: np.ndarray, key: np.ndarray, backwards: bool, progress: Progress, bar: TaskID
+    read: Iterator[tuple[np.ndarray, list[str]]], key: np.ndarray, backwards: bool
 ) -> Iterator[tuple[str, int]]:
     """Texts and rows by the whole text; of equal texts the first row comes last."""
-    read = (
+    ordered = (
         (key[row], _turned(text, backwards), int(row))
-        for rows, texts in _texts(passages, order, progress, bar)
+        for rows, texts in read
         for row, text in zip(rows, texts, strict=True)
     )
-    for _, alike in groupby(read, key=lambda item: item[0]):  # the same beginning
+    for _, alike in groupby(ordered, key=lambda item: item[0]):  # the same beginning
         yield from sorted(((text, row) for _, text, row in alike), key=lambda item: (item[0], -item[1]))
 
 
@@ -126,9 +133,15 @@ def load_rows(folder: Path) -> np.ndarray:
     return np.load(folder / "rows.npy")
 
 
-@stage(load_rows, name="duplicates")
-def find_duplicates(folder: Path, corpus: Folder[Corpus], /) -> Counts:
+@stage(
+    load_rows,
+    name="duplicates",
+    version=2,
+    forecast=lambda corpus, **_: {"passages": corpus["passages"]},
+)
+def find_duplicates(folder: Path, corpus: Folder[Corpus], /, *, titled: bool) -> Counts:
     """The passages that say no more than another one: none is trained on."""
-    rows = duplicates(corpus.load().passages)
+    passages = corpus.load().passages
+    rows = duplicates(passages, titled=titled)
     np.save(folder / "rows.npy", rows)
-    return {"passages": len(rows)}
+    return {"passages": len(passages), "duplicates": len(rows)}

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from dense_retrieval.corpus import holdout
 from dense_retrieval.corpus.text import passage_text
 from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels
 
@@ -33,11 +32,10 @@ def wikipedia_vital(text: str = "text_only", passage_characters: int | None = 20
     articles = _articles()
     test_ids = set(json.loads((_FOLDER / "science_split.json").read_text())["human_test"])
     described = _uniquely_described(articles)
-    heldout = holdout.draw(len(articles))
     test = [row for row in described if articles[row]["_id"] in test_ids]
-    kept_out = set(test) | set(heldout.tolist())
-    train = [row for row in described if row not in kept_out]
-    return _corpus(articles, {"train": train, "test": test}, heldout, text, passage_characters)
+    train = sorted(set(described) - set(test))
+    none = np.array([], dtype=np.int64)
+    return _corpus(articles, {"train": train, "test": test}, none, text, passage_characters)
 
 
 def teacher_pairs() -> tuple[Corpus, np.ndarray]:

@@ -9,11 +9,15 @@ from datasets import Dataset
 from dense_retrieval.corpus.lines import json_objects, text_lines
 from dense_retrieval.records import InputError, Qrels
 
+MAX_GRADE = 1000  # trec_eval's memory grows with the largest, and near 2^31 all its metrics become 0
+
 
 def read(
     file: Path, queries: Dataset, passage_rows: Mapping[str, int], missing_passages: int = 0
 ) -> tuple[Dataset, Qrels]:
-    """The queries that a qrels file names, with its judgements.
+    """The queries that a qrels file names, with its judgements, each pair's once.
+
+    Grades below 0, TREC's for spam, become 0: judged, not relevant. trec_eval does not survive them.
 
     Args:
         passage_rows: the row of each passage id.
@@ -21,13 +25,14 @@ def read(
             -1, -2, ..., which nothing ever finds: trec_eval counts them against every system.
 
     Raises:
-        InputError: a malformed line, an unknown query or passage, no judgement at all.
+        InputError: a malformed line, an unknown query or passage, two grades of a pair, one above 1000, no
+            judgement at all, or none above 0.
     """
     query_rows = {identifier: row for row, identifier in enumerate(queries["id"])}
     unknown: dict[str, dict[str, int]] = {"queries": {}, "corpus": {}}  # id -> its first line
     missing: dict[str, int] = {}
     triples = []
-    for number, query, passage, relevance in _judgements(file):
+    for number, query, passage, grade in _once(file):
         if query not in query_rows:
             unknown["queries"].setdefault(query, number)
             continue
@@ -35,7 +40,7 @@ def read(
         if row is None:
             unknown["corpus"].setdefault(passage, number)
             row = missing.setdefault(passage, -1 - len(missing))
-        triples.append((query_rows[query], row, relevance))
+        triples.append((query_rows[query], row, grade))
     for where, allowed in {"queries": 0, "corpus": missing_passages}.items():
         if len(unknown[where]) > allowed:
             identifier, number = next(iter(unknown[where].items()))
@@ -46,8 +51,29 @@ def read(
     if not triples:
         raise InputError(f"{file}: has no judgement")
     rows, passages, relevances = np.array(triples, dtype=np.int64).T
+    if not relevances.any():
+        raise InputError(f"{file}: no grade is above 0, so nothing is relevant; is another file meant?")
     used, within = np.unique(rows, return_inverse=True)
     return queries.select(used), Qrels(within, passages, relevances)
+
+
+def _once(file: Path) -> Iterator[tuple[int, str, str, int]]:
+    """The judgements, each pair's first; grades below 0 as 0."""
+    judged: dict[tuple[str, str], tuple[int, int]] = {}  # pair -> its grade and line
+    for number, query, passage, grade in _judgements(file):
+        if grade > MAX_GRADE:
+            raise InputError(
+                f"{file}:{number}: the grade {grade:.9g} is above {MAX_GRADE}; rescale the grades"
+            )
+        grade = max(grade, 0)
+        before, line = judged.setdefault((query, passage), (grade, number))
+        if before != grade:
+            raise InputError(
+                f"{file}:{number}: the grade of query {query!r} and passage {passage!r} is {grade}, in line "
+                f"{line} it is {before}; remove one of the lines"
+            )
+        if line == number:
+            yield number, query, passage, grade
 
 
 def _judgements(file: Path) -> Iterator[tuple[int, str, str, int]]:

@@ -16,3 +16,8 @@ def passage_text(title: str, text: str, choice: str, characters: int | None) -> 
         raise InputError(f"data.text={choice!r} is unknown; use title_and_text or text_only")
     whole = f"{title} {text}".strip() if choice == "title_and_text" else text
     return " ".join(whole.split("\n"))[:characters]
+
+
+def without_title(passage: str, title: str) -> str:
+    """What follows the title in a passage of ``title_and_text``."""
+    return passage[len(title.strip()) :]

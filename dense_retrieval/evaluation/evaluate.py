@@ -1,31 +1,72 @@
-"""Metrics of a ranking, query by query, by trec_eval's own code through ir_measures."""
+"""Metrics of a ranking, query by query, by ir_measures: trec_eval's own code, and others."""
 
+import functools
+import math
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import ir_measures
 import numpy as np
-from ir_measures import AP, RR, R, nDCG
 
-from dense_retrieval.records import CandidateList, Qrels
+from dense_retrieval.records import CandidateList, InputError, Qrels
 
-METRICS = {"nDCG@10": nDCG @ 10, "R@100": R @ 100, "MRR@10": RR @ 10, "MAP@100": AP @ 100}
+DEPTH = 100  # passages a query that are measured
+_NORMAL = np.float32(1.2e-38)  # about the smallest number that no reader takes for 0
+_EXAMPLES = "nDCG@10, R@100, RR@10, AP@100, P@5, nDCG(dcg='exp-log2')@10"
+
+
+@functools.cache
+def canonical(metric: str) -> str | None:
+    """ir_measures' own name of a metric, None if it knows none of that name.
+
+    >>> canonical("MRR@10"), canonical("system")
+    ('RR@10', None)
+    """
+    try:
+        measure = ir_measures.parse_measure(metric)
+        measure.validate_params()
+        return str(measure)
+    except (AssertionError, LookupError, NameError, TypeError, ValueError):
+        return None
+
+
+def check(metrics: Sequence[str]) -> None:
+    """Raise InputError where ``evaluation.metrics`` names what :func:`per_query` cannot compute here.
+
+    Each is tried, on a query for which everything is found and one for which nothing is: Judged has no
+    value then, and Accuracy none.
+    """
+    gold = {"0": {"0": 1}, "1": {"0": 1}}
+    run: dict[str, dict[str, float]] = {"0": {"0": 0.0}, "1": {}}
+    for measure, name in _parsed(metrics).items():
+        try:
+            values = [value.value for value in ir_measures.iter_calc([measure], gold, run)]
+        except Exception:  # each program raises what it likes
+            values = []
+        if len(values) != len(gold) or not all(map(math.isfinite, values)):
+            raise InputError(_refusal(name, "has no value for some queries"))
 
 
 def per_query(
-    ranking: CandidateList, qrels: Qrels, queries: np.ndarray | None = None
+    ranking: CandidateList, qrels: Qrels, metrics: Sequence[str], queries: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Each metric of each judged query.
 
     Args:
         ranking: ``(Q, K)`` passages, best first, of query rows 0..Q-1.
         qrels: rows of the same queries and passages.
+        metrics: names of ir_measures. One without a cutoff is of all K passages.
         queries: only these rows, where judged; None is all with a judgement, as trec_eval does it.
 
     Returns:
-        Metric name -> ``(Q,)`` float64, NaN for queries that are not evaluated, 0 for those whose
-        ranking is empty.
+        Metric, in the given order and by its given name -> ``(Q,)`` float64, NaN for queries that are not
+        evaluated, 0 for those whose ranking is empty.
+
+    Raises:
+        InputError: a name is none of ir_measures', or its cutoff deeper than :data:`DEPTH`.
     """
+    names = _parsed(metrics)
     judged = np.unique(qrels.query)
     wanted = set(judged.tolist() if queries is None else np.intersect1d(judged, queries).tolist())
     gold: dict[str, dict[str, int]] = {}
@@ -38,13 +79,41 @@ def per_query(
         str(query): {str(p): -float(rank) for rank, p in enumerate(ranking.passages[query]) if p >= 0}
         for query in wanted
     }
-    values = {name: np.full(len(ranking.passages), np.nan) for name in METRICS}
-    for name in METRICS:
-        values[name][list(wanted)] = 0.0
-    names = {str(measure): name for name, measure in METRICS.items()}
-    for value in ir_measures.iter_calc(list(METRICS.values()), gold, run):
-        values[names[str(value.measure)]][int(value.query_id)] = value.value
+    values = {name: np.full(len(ranking.passages), np.nan) for name in metrics}
+    for of_metric in values.values():
+        of_metric[list(wanted)] = 0.0
+    try:
+        for value in ir_measures.iter_calc(list(names), gold, run):
+            values[names[value.measure]][int(value.query_id)] = value.value
+    except subprocess.CalledProcessError as error:  # gdeval, which takes a relevance of up to 4
+        raise InputError(
+            f"evaluation.metrics: {', '.join(metrics)}: a program that computes one of these refuses the "
+            f"corpus's judgements, of up to {qrels.relevance.max()}; leave out ERR and exp-log2"
+        ) from error
     return values
+
+
+def _parsed(metrics: Sequence[str]) -> dict[ir_measures.Measure, str]:
+    """Measure -> its given name."""
+    names: dict[ir_measures.Measure, str] = {}
+    for name in metrics:
+        if canonical(name) is None:
+            raise InputError(_refusal(name, "is no measure of ir_measures, or lacks a parameter"))
+        measure = ir_measures.parse_measure(name)
+        if not ir_measures.DefaultPipeline.supports(measure):
+            raise InputError(_refusal(name, "is computed by no program that is installed"))
+        if not 1 <= measure.params.get("cutoff", DEPTH) <= DEPTH:  # at 0, trec_eval ends the process
+            raise InputError(_refusal(name, f"is cut outside the {DEPTH} passages that are ranked"))
+        if measure in names:
+            raise InputError(_refusal(name, f"is the same as {names[measure]}"))
+        names[measure] = name
+    if not names:
+        raise InputError(f"evaluation.metrics is empty; give names such as {_EXAMPLES}")
+    return names
+
+
+def _refusal(name: str, reason: str) -> str:
+    return f"evaluation.metrics: {name!r} {reason}; use names such as {_EXAMPLES}"
 
 
 def write_run(
@@ -62,6 +131,11 @@ def write_run(
                     # trec_eval ranks by the score, as float32, and breaks ties by id: ties, and what was
                     # ranked without a score (-inf), get the next smaller number, so that it ranks as we do.
                     score = np.float32(score if np.isfinite(score) else np.inf)
-                    above = min(score, np.nextafter(above, np.float32(-np.inf)))
+                    below = np.nextafter(above, np.float32(-np.inf))
+                    # Some readers, and this process at times, compute with denormals as zeros.
+                    above = min(
+                        np.float32(0) if abs(score) < _NORMAL else score,
+                        -_NORMAL if abs(below) < _NORMAL else below,
+                    )
                     ids = query_ids[query], passage_ids[int(passage)]
                     stream.write(f"{ids[0]} Q0 {ids[1]} {rank} {above:.9g} {tag}\n")

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.candidates import filters
 from dense_retrieval.candidates.bm25 import BM25
-from dense_retrieval.records import CandidateList, Corpus, Qrels
-from dense_retrieval.search.index import search
-from dense_retrieval.stage import Counts, Folder, stage
-from dense_retrieval.student.tokens import Tokens
+from dense_retrieval.candidates.dense import search
+from dense_retrieval.evaluation.evaluate import DEPTH
+from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher.scores import Texts, score
 
-DEPTH = 101  # 100 are measured; one more, for where a query finds itself
+RANKED = DEPTH + 1  # one more than is measured, for where a query finds itself
 
 
 def load_ranking(folder: Path) -> CandidateList:
@@ -23,12 +22,60 @@ def load_ranking(folder: Path) -> CandidateList:
     return CandidateList.load(folder / "ranking.npz")
 
 
-def asked(corpus: Corpus, of: str, synthetic: Dataset | None) -> tuple[Dataset, Qrels]:
-    """The human queries of a split, or synthetic ones, each of which is to find its own passage."""
-    if synthetic is None:
-        return corpus.queries[of], corpus.qrels[of]
-    rows = np.arange(len(synthetic))
-    return synthetic, Qrels(rows, np.array(synthetic["source"], dtype=np.int64), np.ones_like(rows))
+@stage(load_ranking, name="bm25", version=2, forecast=lambda tested, **_: {"queries": tested["queries"]})
+def bm25_ranking(
+    folder: Path,
+    corpus: Folder[Corpus],
+    tested: Folder[TestSet],
+    /,
+    *,
+    bm25: dict[str, Any],
+    drop_self_matches: bool = False,
+    k: int = RANKED,
+) -> Counts:
+    """The ranking of BM25.
+
+    Args:
+        bm25: its arguments.
+        drop_self_matches: no query finds the passage that has its id.
+    """
+    loaded, queries = corpus.load(), tested.load().queries
+    found = BM25(loaded.passages["text"], **bm25).search(queries["text"], k)
+    if drop_self_matches:
+        found = filters.drop_self_matches(found, queries["id"], loaded.passages["id"])
+    found.save(folder / "ranking.npz")
+    return {"queries": len(queries)}
+
+
+@stage(
+    load_ranking,
+    name="ranking",
+    version=2,
+    speed=("device",),
+    forecast=lambda query_embeddings, **_: {"queries": query_embeddings["texts"]},
+)
+def student_ranking(
+    folder: Path,
+    query_embeddings: Folder[np.ndarray],
+    passage_embeddings: Folder[np.ndarray],
+    corpus: Folder[Corpus] | None,
+    tested: Folder[TestSet] | None,
+    /,
+    *,
+    device: str,
+    k: int = RANKED,
+) -> Counts:
+    """The ranking by inner product of embeddings.
+
+    Args:
+        corpus, tested: given where no query finds the passage that has its id.
+    """
+    found = search(query_embeddings.load(), passage_embeddings.load(), k, device=device)
+    if corpus and tested:
+        ids = tested.load().queries["id"], corpus.load().passages["id"]
+        found = filters.drop_self_matches(found, *ids)
+    found.save(folder / "ranking.npz")
+    return {"queries": len(found.passages)}
 
 
 def headroom_rows(qrels: Qrels, n: int | None) -> np.ndarray:
@@ -39,114 +86,51 @@ def headroom_rows(qrels: Qrels, n: int | None) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(judged, n, replace=False))
 
 
-def _save(folder: Path, ranking: CandidateList, queries: Dataset, corpus: Corpus, self_matches: bool) -> None:
-    if self_matches:
-        ranking = filters.drop_self_matches(ranking, queries["id"], corpus.passages["id"])
-    ranking.save(folder / "ranking.npz")
+def _pairs(tested: Counted, k: int, n: int | None, **_: Any) -> dict[str, float]:
+    pairs = (tested["queries"] if n is None else np.minimum(n, tested["queries"])) * k
+    return {"scored": pairs, "pairs": pairs}
 
 
-@stage(load_ranking, name="bm25")
-def bm25_ranking(
-    folder: Path,
-    corpus: Folder[Corpus],
-    queries: Folder[Dataset] | None,
-    /,
-    *,
-    of: str,
-    k: int,
-    library: str,
-    k1: float,
-    b: float,
-    drop_self_matches: bool,
-) -> Counts:
-    """The ranking of BM25.
-
-    Args:
-        queries: None where they are a split of the corpus.
-        of: the split.
-    """
-    loaded = corpus.load()
-    table, _ = asked(loaded, of, queries.load() if queries else None)
-    index = BM25(loaded.passages["text"], library=library, k1=k1, b=b)
-    _save(folder, index.search(table["text"], k), table, loaded, drop_self_matches)
-    return {"queries": len(table)}
-
-
-@stage(
-    load_ranking,
-    name="ranking",
-    speed=("corpus", "asked_queries", "query_embeddings", "passage_embeddings", "of", "device"),
-)
-def student_ranking(
-    folder: Path,
-    passages: Folder[Tokens],
-    queries: Folder[Tokens],
-    student: Folder[Path],
-    corpus: Folder[Corpus],
-    asked_queries: Folder[Dataset] | None,
-    query_embeddings: Folder[np.ndarray],
-    passage_embeddings: Folder[np.ndarray],
-    /,
-    *,
-    of: str,
-    k: int,
-    bf16: bool,
-    pooling: str,
-    drop_self_matches: bool,
-    device: str,
-) -> Counts:
-    """The ranking by inner product of embeddings."""
-    found = search(query_embeddings.load(), passage_embeddings.load(), k, device=device)
-    loaded = corpus.load()
-    table, _ = asked(loaded, of, asked_queries.load() if asked_queries else None)
-    _save(folder, found, table, loaded, drop_self_matches)
-    return {"queries": len(table)}
-
-
-@stage(load_ranking, speed=("ranking", "device", "max_tokens", "memos"))
+@stage(load_ranking, version=2, speed=("device", "max_tokens", "memos"), forecast=_pairs)
 def teacher_ranking(
     folder: Path,
-    corpus: Folder[Corpus],
-    passages: Folder[Tokens],
-    query_tokens: Folder[Tokens],
-    student: Folder[Path],
-    asked_queries: Folder[Dataset] | None,
-    weights: Mapping[str, Folder[Path]],
     ranking: Folder[CandidateList],
+    corpus: Folder[Corpus],
+    tested: Folder[TestSet],
     query_embeddings: Folder[np.ndarray] | None,
     passage_embeddings: Folder[np.ndarray] | None,
+    weights: Mapping[str, Folder[Path]],
     /,
     *,
-    of: str,
     k: int,
-    queries: list[int],
-    pooling: str,
-    drop_self_matches: bool,
+    n: int | None,
+    teachers: list[Any],
     bf16: bool,
     device: str,
     max_tokens: int,
     memos: Path,
-    averaged: list[float] | None = None,
-    **members: Any,
+    shares: list[float] | None = None,
 ) -> Counts:
     """The teacher's order of the untuned student's best ``k`` passages, then the student's order.
 
-    Empty for the queries that are not among the rows ``queries``.
+    Empty for the queries that are not among :func:`headroom_rows`.
+
+    Args:
+        query_embeddings, passage_embeddings, weights, teachers, shares: see :func:`score`.
     """
-    found, loaded = ranking.load(), corpus.load()
-    table, _ = asked(loaded, of, asked_queries.load() if asked_queries else None)
-    found.passages[np.setdiff1d(np.arange(len(found.passages)), queries)] = -1
+    found, test = ranking.load(), tested.load()
+    found.passages[np.setdiff1d(np.arange(len(found.passages)), headroom_rows(test.qrels, n))] = -1
     texts = Texts(
-        table["text"],
-        table["querytype"],
-        loaded.passages["text"],
+        test.queries["text"],
+        test.queries["querytype"],
+        corpus.load().passages["text"],
         query_embeddings.load() if query_embeddings else None,
         passage_embeddings.load() if passage_embeddings else None,
     )
     top = CandidateList(found.passages[:, :k], found.scores[:, :k])
-    settings: dict[str, Any] = {"bf16": bf16, "device": device, "max_tokens": max_tokens, "memos": memos}
-    label = "teacher reranking"
-    ranked = score(top, texts, members, weights, averaged=averaged, label=label, **settings).ranked()
+    where: dict[str, Any] = {"bf16": bf16, "device": device, "max_tokens": max_tokens, "memos": memos}
+    scored, new = score(top, texts, teachers, weights, shares, label="teacher reranking", **where)
+    ranked = scored.ranked()
     least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
     # What it did not see stands below what it did, in the student's order.
     below = np.where(found.passages >= 0, least - 1 - np.arange(found.passages.shape[1]), -np.inf)
@@ -154,4 +138,4 @@ def teacher_ranking(
         np.concatenate([ranked.passages, found.passages[:, k:]], 1),
         np.concatenate([ranked.scores, below[:, k:]], 1).astype(np.float32),
     ).save(folder / "ranking.npz")
-    return {"queries": len(queries), "pairs": int((top.passages >= 0).sum())}
+    return {"scored": new, "pairs": int((top.passages >= 0).sum())}

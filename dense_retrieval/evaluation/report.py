@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from dense_retrieval.evaluation import evaluate, table
+from dense_retrieval.files import written_through
 from dense_retrieval.records import CandidateList
 
 
@@ -21,7 +22,7 @@ def write(
     passage_ids: Sequence[str],
     rankings: Mapping[str, CandidateList],
     values: Mapping[str, Mapping[str, np.ndarray]],
-    rows: Sequence[table.Row],
+    rows: Sequence[table.SystemRow],
     facts: Mapping[str, Any],
 ) -> None:
     """Write ``metrics.json``, ``results.md``, ``per_query.parquet`` and a TREC run file a system.
@@ -34,12 +35,13 @@ def write(
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     (folder / "results.md").write_text(table.markdown(list(rows)))
     query_ids, passage_ids = list(query_ids), list(passage_ids)  # a column reads its file at every access
-    columns: dict[str, list] = {"system": [], "query": [], **{m: [] for m in evaluate.METRICS}}
+    names = list(rows[0].means)
+    columns: dict[str, list] = {"system": [], "query": [], **{metric: [] for metric in names}}
     for name, of_system in values.items():
-        rows_ = np.flatnonzero(~np.isnan(of_system["nDCG@10"]))
+        rows_ = np.flatnonzero(~np.isnan(of_system[names[0]]))
         columns["system"] += [name] * len(rows_)
         columns["query"] += [query_ids[row] for row in rows_]
-        for metric in evaluate.METRICS:
+        for metric in names:
             columns[metric] += of_system[metric][rows_].tolist()
         tag = name.split(" (")[0].replace(" ", "_")
         evaluate.write_run(folder / f"{tag}.trec", rankings[name], query_ids, passage_ids, tag)
@@ -57,8 +59,11 @@ def yields(counts: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def link_model(trained: Path, folder: Path, card: str) -> None:
-    """The model of the training stage in the run's folder, without a second copy on disk."""
+def copy_model(trained: Path, folder: Path, card: str) -> None:
+    """The model of the training stage in the run's folder, without a second copy on disk where that can be.
+
+    It gets its name when all of it is there, its card included: a run whose ``model`` exists is finished.
+    """
 
     def link(source: str, target: str) -> None:
         try:
@@ -66,13 +71,16 @@ def link_model(trained: Path, folder: Path, card: str) -> None:
         except OSError:  # another file system
             shutil.copy2(source, target)
 
-    shutil.copytree(trained, folder, copy_function=link, dirs_exist_ok=False)
-    (folder / "README.md").unlink(missing_ok=True)  # a link: its other end must stay as it is
-    (folder / "README.md").write_text(card)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(trained, partial, copy_function=link, ignore=shutil.ignore_patterns("README.md"))
+    (partial / "README.md").write_text(card)
+    written_through(partial)
+    os.replace(partial, folder)
 
 
 def model_card(
-    settings: Mapping[str, Any], rows: Mapping[str, Sequence[table.Row]], facts: Mapping[str, Any]
+    settings: Mapping[str, Any], rows: Mapping[str, Sequence[table.SystemRow]], facts: Mapping[str, Any]
 ) -> str:
     """README.md of the model: what it is, how it was made, how good it is, how it is used.
 
@@ -80,7 +88,7 @@ def model_card(
         rows: the results by corpus.
     """
     results = "\n".join(f"{title}\n\n{table.markdown(list(of))}" for title, of in rows.items()).strip()
-    student, loss = settings["student"], facts["loss"]
+    student = settings["student"]
 
     def _named(group: str) -> str:
         """The choice, or where it was read from, if that is a user's own."""
@@ -98,8 +106,7 @@ Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
 queries of up to {student["query_length"]} tokens, passages of up to {student["passage_length"]}; {prefixes}.
 
 Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
-`{_named("teacher")}` by {loss["listwise_weight"]:g} x listwise distillation (temperatures: student
-{loss["student_temperature"]:.3f}, teacher {loss["teacher_temperature"]:.3f}) + {loss["infonce_weight"]:g} x InfoNCE.
+`{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.
 
 Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:
 
@@ -112,3 +119,16 @@ model = SentenceTransformer("this folder")
 similarity = model.similarity(model.encode_query(["a query"]), model.encode_document(["a passage"]))
 ```
 """
+
+
+def _formula(terms: Mapping[str, Mapping[str, Any]]) -> str:
+    """``1 x listwise (student_temperature 0.06, teacher_temperature 0.054) + 0.1 x infonce (temperature 0.01)``"""
+    parts = []
+    for name, term in terms.items():
+        settings = [
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in term.items()
+            if key != "weight"
+        ]
+        parts.append(f"{term['weight']:g} x {name}" + f" ({', '.join(settings)})" * bool(settings))
+    return " + ".join(parts)

@@ -8,7 +8,7 @@ from rich.table import Table
 from dense_retrieval.evaluation import significance
 
 UNTUNED, TUNED = "untuned student", "tuned student"
-SHOWN = ["nDCG@10", "R@100", "MRR@10"]
+SHOWN = 3  # of a run's metrics, the main one first
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,21 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One system: its mean metrics, and how they differ from the untuned student's."""
+class SystemRow:
+    """One system: its mean metrics, the main one first, and how they differ from the untuned student's."""
 
     system: str
     n: int  # queries
     means: dict[str, float]
     differences: dict[str, Difference]  # empty for the untuned student itself
 
+    @property
+    def main(self) -> str:
+        """The name of the main metric."""
+        return next(iter(self.means))
 
-def rows(systems: dict[str, dict[str, np.ndarray]], baseline: str) -> list[Row]:
+
+def rows(systems: dict[str, dict[str, np.ndarray]], baseline: str) -> list[SystemRow]:
     """A row a system, each compared with ``baseline`` on the queries that both have.
 
     Args:
@@ -44,12 +49,12 @@ def rows(systems: dict[str, dict[str, np.ndarray]], baseline: str) -> list[Row]:
             found = significance.mean([of]), significance.t_test([of]), (~np.isnan(of)).sum(1)
             columns = (column.tolist() for column in found)
             differences = dict(zip(metrics, map(Difference, *columns), strict=True))
-        n = int((~np.isnan(metrics["nDCG@10"])).sum())
-        table.append(Row(name, n, {m: float(np.nanmean(v)) for m, v in metrics.items()}, differences))
+        n = int((~np.isnan(next(iter(metrics.values())))).sum())
+        table.append(SystemRow(name, n, {m: float(np.nanmean(v)) for m, v in metrics.items()}, differences))
     return table
 
 
-def cell(row: Row, metric: str) -> str:
+def cell(row: SystemRow, metric: str) -> str:
     """``0.775  +0.066 (p<0.001)``"""
     if metric not in row.differences:
         return f"{row.means[metric]:.3f}"
@@ -58,45 +63,49 @@ def cell(row: Row, metric: str) -> str:
     return f"{row.means[metric]:.3f}  {difference.mean:+.3f} ({p})"
 
 
-def cells(table: list[Row]) -> list[list[str]]:
-    """System, queries, and the shown metrics, a list a row."""
-    return [[row.system, str(row.n), *(cell(row, metric) for metric in SHOWN)] for row in table]
+def cells(table: list[SystemRow]) -> list[list[str]]:
+    """A header, and a line a system: its name, its queries, and the metrics shown."""
+    shown = list(table[0].means)[:SHOWN]
+    lines = [[row.system, str(row.n), *(cell(row, metric) for metric in shown)] for row in table]
+    return [["system", "queries", *shown], *lines]
 
 
-def markdown(table: list[Row]) -> str:
-    lines = [["system", "queries", *SHOWN], ["---", "---:", *["---"] * len(SHOWN)], *cells(table)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def markdown(table: list[SystemRow]) -> str:
+    header, *body = cells(table)
+    rule = ["---", "---:", *["---"] * (len(header) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body)) + "\n"
 
 
-def terminal(table: list[Row], title: str) -> Table:
+def terminal(table: list[SystemRow], title: str) -> Table:
     shown = Table(title=title, caption="differences and p-values (paired t-test) to the untuned student")
-    shown.add_column("system")
-    shown.add_column("queries", justify="right")
-    for metric in SHOWN:
-        shown.add_column(metric)
-    for line in cells(table):
+    header, *body = cells(table)
+    for name in header:
+        shown.add_column(name, justify="right" if name == "queries" else "left")
+    for line in body:
         shown.add_row(*line)
     return shown
 
 
-def by_querytype(heldout: dict[str, list[Row]], title: str) -> Table:
-    """nDCG@10 of each system, a line a query type."""
-    shown = Table(title=title, caption="nDCG@10; differences to the untuned student, paired t-test")
-    for name in ("query type", "queries", *(row.system for row in next(iter(heldout.values())))):
+def by_querytype(heldout: dict[str, list[SystemRow]], title: str) -> Table:
+    """The main metric of each system, a line a query type."""
+    first = next(iter(heldout.values()))
+    main = first[0].main
+    shown = Table(title=title, caption=f"{main}; differences to the untuned student, paired t-test")
+    for name in ("query type", "queries", *(row.system for row in first)):
         shown.add_column(name)
     for kind, line in heldout.items():
-        shown.add_row(kind, str(line[0].n), *(cell(row, "nDCG@10") for row in line))
+        shown.add_row(kind, str(line[0].n), *(cell(row, main) for row in line))
     return shown
 
 
-def headroom_warning(teacher: Row) -> str | None:
+def headroom_warning(teacher: SystemRow) -> str | None:
     """Where the teacher ranks no better than the student, there is nothing to learn from it."""
-    difference = teacher.differences["nDCG@10"]
+    difference = teacher.differences[teacher.main]
     if difference.mean > 0:
         return None
-    student = teacher.means["nDCG@10"] - difference.mean
+    mean = teacher.means[teacher.main]
     return (
-        f"the teacher reranks the untuned student's top passages to nDCG@10 {teacher.means['nDCG@10']:.3f}, "
-        f"the student alone reaches {student:.3f} on the same {difference.n} queries: distilling from this "
-        "teacher can hardly help here; choose another with teacher="
+        f"the teacher reranks the untuned student's top passages to {teacher.main} {mean:.3f}, "
+        f"the student alone reaches {mean - difference.mean:.3f} on the same {difference.n} queries: "
+        "distilling from this teacher can hardly help here; choose another with teacher="
     )

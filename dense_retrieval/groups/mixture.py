@@ -1,17 +1,23 @@
 """Several corpora's groups as one set of groups."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from dense_retrieval.groups.build import load_groups
+from dense_retrieval.groups.labels import load_groups
 from dense_retrieval.records import Corpus, Groups
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 
-@stage(load_groups, speed=("queries", "corpora"))
+def _sums(parts: list[Counted], **_: Any) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) for name in ("groups", "dev", "pairs")}
+
+
+@stage(load_groups, version=2, forecast=_sums)
 def mixture(
     folder: Path,
     parts: Mapping[str, Folder[Groups]],
@@ -30,10 +36,15 @@ def mixture(
             part.teacher,
             part.source + passage,
             part.dev,
+            part.relevant + np.array([query, passage]),
         )
         for part, query, passage in zip(loaded, first_query, first_passage, strict=False)
     ]
-    names = ["query", "passages", "teacher", "source", "dev"]
+    names = [field.name for field in fields(Groups)]
     Groups(*(np.concatenate([getattr(part, n) for part in moved]) for n in names)).save(folder / "groups.npz")
     np.save(folder / "corpus.npy", np.repeat(np.arange(len(loaded)), [len(p.query) for p in loaded]))
-    return {name: len(p.query) for name, p in zip(parts, loaded, strict=True)}
+    return {
+        "groups": sum(len(part.query) for part in loaded),
+        "dev": sum(int(part.dev.sum()) for part in loaded),
+        "pairs": sum(part.passages.size for part in loaded),
+    }

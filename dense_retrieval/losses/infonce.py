@@ -1,28 +1,37 @@
 """InfoNCE with in-batch and hard negatives, and id-based masks for false negatives."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dense_retrieval.losses import temperature
+from dense_retrieval.losses.similarities import Similarities
 
-def infonce(
-    similarities: Tensor, positives: Tensor, multiplicity: Tensor, masked: Tensor, temperature: float
-) -> Tensor:
+
+@dataclass(frozen=True)
+class InfoNCE:
     r"""Mean over queries of −log exp(s⁺/τ) / (exp(s⁺/τ) + Σ_u m_u exp(s_u/τ)) (arXiv 2505.19274).
 
-    u runs over the batch's unique passages but query i's masked ones. A passage that stands m
-    times among the batch's candidates counts m times.
+    u runs over the batch's unique passages but query i's masked ones: likely false negatives, and
+    its own positive, which is counted once, as the positive. A passage that stands m times among
+    the batch's candidates counts m times.
 
-    Args:
-        similarities: ``(B, U)`` cosines of each query with every unique passage of the batch.
-        positives: ``(B,)`` column of each query's positive.
-        multiplicity: ``(U,)`` how often each passage stands among the batch's candidates.
-        masked: ``(M, 2)`` pairs (query, column) that are no negatives of that query: likely false
-            negatives, and its own positive, which is counted once, as the positive.
+    Attributes:
+        weight: in the loss.
+        temperature: τ, of the cosines s.
     """
-    logits = similarities.float() if similarities.dtype != torch.float64 else similarities
-    logits = logits / temperature
-    negatives = logits + multiplicity.to(logits.dtype).log()
-    negatives = negatives.index_put((masked[:, 0], masked[:, 1]), logits.new_tensor(-torch.inf))
-    positive = logits.gather(1, positives[:, None])
-    return cross_entropy(torch.cat([positive, negatives], 1), torch.zeros_like(positives))
+
+    weight: float
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        temperature.check("loss.infonce_temperature", self.temperature)
+
+    def __call__(self, of: Similarities) -> Tensor:
+        logits = of.in_batch / self.temperature
+        negatives = logits + of.multiplicity.to(logits.dtype).log()
+        negatives = negatives.index_put((of.masked[:, 0], of.masked[:, 1]), logits.new_tensor(-torch.inf))
+        positive = logits.gather(1, of.positives[:, None])
+        return cross_entropy(torch.cat([positive, negatives], 1), torch.zeros_like(of.positives))

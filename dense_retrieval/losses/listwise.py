@@ -1,28 +1,45 @@
 """Listwise distillation: the student's distribution over a query's passages towards the teacher's."""
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
+from dense_retrieval.losses import temperature
+from dense_retrieval.losses.similarities import Similarities
 
-def listwise(
-    similarities: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float
-) -> Tensor:
+
+@dataclass(frozen=True)
+class Listwise:
     r"""Mean over queries of KL(softmax(t / τ_t) ‖ softmax(s / τ_s)) (arXiv 2505.19274).
 
-    Computed in float64, as the paper does.
+    Over a query's own candidates; in float64, as the paper does. 0 where the two distributions agree.
 
-    Args:
-        similarities: ``(B, K)`` the student's cosines of each query with its own candidates.
-        teacher: ``(B, K)`` teacher scores in 0..1; ``-inf`` is padding, which drops out of both
-            distributions.
-
-    Returns:
-        A scalar, 0 where the two distributions agree.
+    Attributes:
+        weight: in the loss.
+        student_temperature, teacher_temperature: of the cosines s and the teacher scores t;
+            "auto": those of the whole loss, which are given or found before training.
     """
-    padding = torch.isneginf(teacher)
-    s = (similarities.double() / student_temperature).masked_fill(padding, -torch.inf)
-    t = teacher.double() / teacher_temperature
-    log_p, log_q = t.log_softmax(1), s.log_softmax(1)
-    # 0 * (-inf - -inf) is NaN: both sides are set to 0 at padding, which is the limit.
-    difference = (log_p - log_q).masked_fill(padding, 0.0)
-    return (log_p.exp() * difference).sum(1).mean()
+
+    weight: float
+    student_temperature: float | str = "auto"
+    teacher_temperature: float | str = "auto"
+
+    def __post_init__(self) -> None:
+        temperature.check("loss.student_temperature", self.student_temperature, automatic=True)
+        temperature.check("loss.teacher_temperature", self.teacher_temperature, automatic=True)
+
+    def found(self, student: float, teacher: float) -> "Listwise":
+        return replace(
+            self,
+            student_temperature=student if self.student_temperature == "auto" else self.student_temperature,
+            teacher_temperature=teacher if self.teacher_temperature == "auto" else self.teacher_temperature,
+        )
+
+    def __call__(self, of: Similarities) -> Tensor:
+        s = of.candidates.double() / float(self.student_temperature)
+        t = of.teacher.double() / float(self.teacher_temperature)
+        log_p, log_q = t.log_softmax(1), s.masked_fill(of.padding, -torch.inf).log_softmax(1)
+        # 0 * (-inf - -inf) is NaN: both sides are set to 0 at padding, which is the limit.
+        difference = (log_p - log_q).masked_fill(of.padding, 0.0)
+        return (log_p.exp() * difference).sum(1).mean()

@@ -1,12 +1,23 @@
 """Temperatures of the listwise loss, found from scores before training."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from dense_retrieval.records import InputError
+
 _BOUNDS = (1e-3, 10.0)  # of any temperature: scores and cosines lie within a range of 1 or 2
+
+
+def check(setting: str, value: object, automatic: bool = False) -> None:
+    """Raise InputError unless a setting is a positive number, or "auto" where it may be."""
+    if automatic and value == "auto":
+        return
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise InputError(f"{setting}={value!r} is not a positive number{' or auto' * automatic}")
 
 
 def teacher_temperature(scores: np.ndarray, source: np.ndarray) -> float:
@@ -32,8 +43,19 @@ def student_temperature(similarities: np.ndarray, teacher: np.ndarray, teacher_t
 
     Args:
         similarities: ``(Q, K)`` cosines of the training lists.
-        teacher: ``(Q, K)`` normalised teacher scores of the same lists, -inf = padding.
+        teacher: ``(Q, K)`` normalised teacher scores of the same lists, -inf = padding; lists with a
+            NaN, which the teacher has yet to score, take no part.
+
+    Raises:
+        InputError: the teacher has yet to score all of them.
     """
+    known = ~np.isnan(teacher).any(1)
+    if not known.any():
+        raise InputError(
+            "loss.student_temperature=auto is found from training queries that the teacher scored before, and "
+            "none is; raise groups.scored_before, or give loss.student_temperature a number"
+        )
+    similarities, teacher = similarities[known], teacher[known]
     padding = np.isneginf(teacher)
     log_p = log_softmax(teacher.astype(np.float64) / teacher_tau, axis=1)
     p = np.exp(log_p)

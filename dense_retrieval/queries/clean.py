@@ -36,6 +36,8 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"```|</?\w+>|^\s*[{\[]|[}\]]\s*$|https?://")
+# Controls, and what turns the direction of writing; the joiners (U+200C, U+200D) are part of words and emoji.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f\ufeff]")
 _QUOTES = "\"'`“”‘’*"
 
 _IT_IS = re.compile(r"^it(?:'s| is) (?:(?:an?|the) )?", re.IGNORECASE)  # as the description's prompt asks
@@ -50,7 +52,7 @@ DROPPED = Features(QUERIES | {"reason": Value("string")})
 
 
 def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str | None, str]:
-    """One line without quotes, bullets and chatter.
+    """One line without quotes, bullets, chatter and characters that are not seen.
 
     Args:
         title: of the passage; "" if it has none.
@@ -65,7 +67,8 @@ def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str
     >>> clean('Here is a question: "What is kale?"', "question", "Kale is a cabbage.")
     ('What is kale?', '')
     """
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [_UNSEEN.sub("", line).replace("\t", " ").strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
     query = _unquoted(lines[0]) if lines else ""
     if len(lines) > 1 and query.endswith(":"):  # chatter on a line of its own
         query = _unquoted(lines[1])
@@ -182,14 +185,16 @@ def _copies(words: list[str], passage: str) -> bool:
 
 def load_queries(folder: Path) -> Dataset:
     """The queries of a stage."""
-    return read_table(folder / "queries.parquet")
+    return read_table(folder / "queries.arrow")
 
 
-@stage(load_queries, name="cleaned_queries", version=2)
-def clean_queries(folder: Path, corpus: Folder[Corpus], raw: Folder[Dataset], /) -> Counts:
-    """The synthetic queries that are fit to use, and in ``dropped.parquet`` the others, with the reason."""
-    written, passages = raw.load(), corpus.load()
-    kept, dropped = clean_table(written, passages.passages)
-    write_table(kept, folder / "queries.parquet")
-    write_table(dropped, folder / "dropped.parquet")
-    return counts(written, dropped, passages.heldout)
+@stage(load_queries, name="cleaned_queries", version=3, forecast=lambda raw, **_: {"queries": raw["queries"]})
+def clean_queries(
+    folder: Path, corpus: Folder[Corpus], heldout: Folder[np.ndarray], raw: Folder[Dataset], /
+) -> Counts:
+    """The synthetic queries that are fit to use, and in ``dropped.arrow`` the others, with the reason."""
+    written = raw.load()
+    kept, dropped = clean_table(written, corpus.load().passages)
+    write_table(kept, folder / "queries.arrow")
+    write_table(dropped, folder / "dropped.arrow")
+    return {"queries": len(written), "by type": counts(written, dropped, heldout.load())}

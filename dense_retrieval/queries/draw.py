@@ -10,8 +10,8 @@ from datasets import Dataset, concatenate_datasets
 
 from dense_retrieval.queries import human
 from dense_retrieval.queries.clean import load_queries
-from dense_retrieval.records import Corpus, Groups, InputError, write_table
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.records import Corpus, Groups, InputError, TestSet, write_table
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 
 def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -> Dataset:
@@ -70,11 +70,18 @@ def passages(texts: Sequence[str], excluded: np.ndarray, n: int | None, seed: in
     return np.random.default_rng(seed).permutation(usable)[:n]
 
 
-@stage(load_queries, name="queries")
+def _most(
+    corpus: Counted, synthetic: Counted | None, types: list[str], total: int | None, **_: Any
+) -> dict[str, float]:
+    there = (corpus["train queries"] if "human" in types else 0) + (synthetic["queries"] if synthetic else 0)
+    return {"queries": there if total is None else np.minimum(total, there)}
+
+
+@stage(load_queries, name="queries", version=2, forecast=_most)
 def draw_queries(
     folder: Path,
     corpus: Folder[Corpus],
-    duplicates: Folder[np.ndarray],
+    untrained: Mapping[str, Folder[np.ndarray]],
     synthetic: Folder[Dataset] | None,
     /,
     *,
@@ -82,34 +89,55 @@ def draw_queries(
     total: int | None,
     seed: int,
 ) -> Counts:
-    """The training queries: drawn by type, none from a held-out passage or a duplicate."""
-    loaded = corpus.load()
-    parts = [human.from_train_split(loaded)] if "human" in types else []
+    """The training queries, drawn by type.
+
+    Args:
+        untrained: passage rows that none comes from: held-out passages and duplicates.
+        synthetic: cleaned.
+    """
+    parts = [human.from_train_split(corpus.load())] if "human" in types else []
     if synthetic:
-        _none_is_lost(json.loads((synthetic.path / "stage.json").read_text())["counts"], types)
+        _none_is_lost(json.loads((synthetic.path / "stage.json").read_text())["counts"]["by type"], types)
         parts.append(synthetic.load())
     found = concatenate_datasets(parts)
-    untrained = np.union1d(loaded.heldout, duplicates.load())
-    usable = found.select(np.flatnonzero(~np.isin(found["source"], untrained)))
+    excluded = np.concatenate([rows.load() for rows in untrained.values()])
+    usable = found.select(np.flatnonzero(~np.isin(found["source"], excluded)))
     table = draw(usable, types, total, seed)
-    write_table(table, folder / "queries.parquet")
-    return {"usable": len(usable), "drawn": len(table)}
+    write_table(table, folder / "queries.arrow")
+    return {"queries": len(table), "usable": len(usable)}
 
 
-@stage(load_queries)
+@stage(TestSet.load, version=2, forecast=lambda synthetic, **_: {"queries": synthetic["queries"]})
 def heldout_queries(
-    folder: Path, corpus: Folder[Corpus], synthetic: Folder[Dataset], /, *, types: list[str]
+    folder: Path, heldout: Folder[np.ndarray], synthetic: Folder[Dataset], /, *, types: list[str]
 ) -> Counts:
     """Synthetic queries from the held-out passages, which test by query type."""
     found = synthetic.load()
-    rows = np.isin(found["source"], corpus.load().heldout) & np.isin(found["querytype"], types)
+    rows = np.isin(found["source"], heldout.load()) & np.isin(found["querytype"], types)
     if not rows.any():
         raise InputError(
             f"evaluation.heldout_types={types}: there is no such query of a held-out passage; let a "
             "language model write them, with generator=, or leave evaluation.heldout_types empty"
         )
-    write_table(found.select(np.flatnonzero(rows)), folder / "queries.parquet")
+    TestSet.of_sources(found.select(np.flatnonzero(rows))).save(folder)
     return {"queries": int(rows.sum())}
+
+
+@stage(TestSet.load, forecast=lambda groups, **_: {"queries": groups["dev"]})
+def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], /) -> Counts:
+    """The training queries that only choose the checkpoint.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = groups.load()
+    if not found.dev.any():
+        raise InputError(
+            "evaluation.split=synthetic_dev tests on the dev queries: groups.dev_fraction must be above 0"
+        )
+    table = queries.load().select(np.unique(found.query[found.dev]))
+    TestSet.of_sources(table).save(folder)
+    return {"queries": len(table)}
 
 
 def _none_is_lost(counted: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> None:
@@ -122,20 +150,3 @@ def _none_is_lost(counted: Mapping[str, Mapping[str, Any]], types: Sequence[str]
                 f"all {of['generated']} queries of type {name!r} were dropped ({why}); look at them with "
                 "python -m dense_retrieval.generate and the same overrides"
             )
-
-
-@stage(load_queries)
-def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], /) -> Counts:
-    """The training queries whose losses choose the checkpoint.
-
-    Raises:
-        InputError: there are none.
-    """
-    found = groups.load()
-    if not found.dev.any():
-        raise InputError(
-            "evaluation.split=synthetic_dev tests on the dev queries: groups.dev_fraction must be above 0"
-        )
-    table = queries.load().select(np.unique(found.query[found.dev]))
-    write_table(table, folder / "queries.parquet")
-    return {"queries": len(table)}

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.records import RAW_QUERIES, Corpus, InputError, read_table, write_table
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 
 def read(path: str | None, passages: Dataset) -> Dataset:
@@ -33,6 +33,12 @@ def read(path: str | None, passages: Dataset) -> Dataset:
         for key in ("passage_id", "querytype", "text"):
             if not isinstance(query.get(key), str):
                 raise InputError(f"{path}:{number}: the key {key!r} is missing or no string")
+            try:
+                query[key].encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{path}:{number}: {key!r} is no valid Unicode ({error.reason}); repair it"
+                ) from error
         passage, querytype = query["passage_id"], query["querytype"]
         if passage not in row_of:
             raise InputError(f"{path}:{number}: passage_id {passage!r} is not in the corpus")
@@ -46,12 +52,19 @@ def read(path: str | None, passages: Dataset) -> Dataset:
 
 def load_raw(folder: Path) -> Dataset:
     """Queries as they were written."""
-    return read_table(folder / "raw.parquet")
+    return read_table(folder / "raw.arrow")
 
 
-@stage(load_raw, name="raw_queries")
+def _lines(corpus: Counted, file: Counted | None) -> dict[str, float]:
+    if file is None or file.path is None:
+        return {}
+    with file.path.open("rb") as lines:
+        return {"queries": sum(1 for line in lines if line.strip())}
+
+
+@stage(load_raw, name="raw_queries", version=2, forecast=_lines)
 def from_file(folder: Path, corpus: Folder[Corpus], file: Folder[Path] | None, /) -> Counts:
     """The queries that a file has."""
     raw = read(str(file.path) if file else None, corpus.load().passages)
-    write_table(raw, folder / "raw.parquet")
+    write_table(raw, folder / "raw.arrow")
     return {"queries": len(raw)}

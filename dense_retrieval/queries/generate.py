@@ -2,9 +2,10 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from dense_retrieval.queries.prompts import Prompt
 
 log = logging.getLogger(__name__)
 
+_HALF = re.compile(r"[\ud800-\udfff]")  # of a character: JSON may hold one, UTF-8 cannot
 _SAID_EVERY = 300  # seconds: a log has no progress bar
 
 
@@ -70,7 +72,7 @@ def requests(
 def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Completion]:
     """The completions of the requests, in their order; those that the memo has are not asked again.
 
-    How long it will take on this machine is said after the first few.
+    A lone surrogate in an answer becomes U+FFFD. How long it will take on this machine is said after the first few.
 
     Raises:
         InputError: see :meth:`Backend.complete`.
@@ -92,6 +94,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
         start, said, n, prefilled, written = time.perf_counter(), 0.0, 0, 0, 0
         for part in filter(None, (missing[:trial], missing[trial:])):  # a model loads when it is first asked
             for position, completion in backend.complete([asked[i] for i in part]):
+                completion = replace(completion, text=_HALF.sub("\ufffd", completion.text))
                 value = json.dumps(asdict(completion), ensure_ascii=False)
                 if completion.finish != "context":  # another context size may do
                     memo.put([(keys[part[position]], value)])

@@ -1,5 +1,6 @@
 """Instructions to a language model: one file a query type."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,3 +96,18 @@ class Prompt:
 def type_name(querytype: str) -> str:
     """The name of a query type: of a prompt file its stem."""
     return Path(querytype).stem if querytype.endswith(".yaml") else querytype
+
+
+def prompts_of(types: Sequence[str]) -> list[Prompt]:
+    """The prompts of some types; human queries need none.
+
+    Raises:
+        InputError: see :meth:`Prompt.load`; two types of one name.
+    """
+    prompts = [Prompt.load(t) for t in dict.fromkeys(types) if t != "human"]
+    names = [prompt.querytype for prompt in prompts]
+    if taken := [name for name in names if name == "human" or names.count(name) > 1]:
+        raise InputError(
+            f"querytype.types={list(types)}: two types are called {taken[0]!r}; rename the prompt's file"
+        )
+    return prompts

@@ -1,6 +1,7 @@
 """The stage in which a language model writes queries."""
 
 import gc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,75 @@ import torch
 from datasets import Dataset
 from hydra.utils import instantiate
 
-from dense_retrieval.memo import Memo, memo_path
+from dense_retrieval.memo import Memo, memo_path, move
 from dense_retrieval.queries.draw import passages as draw_passages
 from dense_retrieval.queries.files import load_raw
 from dense_retrieval.queries.generate import generate, requests
 from dense_retrieval.queries.prompts import Prompt
 from dense_retrieval.records import RAW_QUERIES, Corpus, write_table
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 # Of a backend's settings those that change an answer: an answer is kept by these.
 HOW_IT_ANSWERS = ("_target_", "model", "temperature", "top_p", "max_tokens", "dtype", "extra_body")
 
 
-@stage(load_raw, name="raw_queries", speed=("backend", "memos"))
+def answers_path(memos: Path, backend: Mapping[str, Any], model: Folder[Path] | None) -> Path:
+    """Where the answers of a language model are kept.
+
+    Those of a model with ``dtype=auto`` were once kept under that word, whatever it stood for: who asks first
+    with a number format takes them over, so that none is written twice.
+    """
+    made_by = {name: backend[name] for name in HOW_IT_ANSWERS if name in backend}
+    made_by |= {"model": model.key} if model else {}
+    path = memo_path(memos, "completions", made_by)
+    unresolved = memo_path(memos, "completions", made_by | {"dtype": "auto"})
+    if "dtype" in made_by and not path.exists() and unresolved.exists():
+        move(unresolved, path)
+    return path
+
+
+def _asked(
+    corpus: Counted,
+    heldout: Counted,
+    of: str,
+    prompts: list[dict[str, Any]],
+    passages: int | None,
+    passage_characters: int,
+    backend: dict[str, Any],
+    **_: Any,
+) -> dict[str, float]:
+    """Prompts, and tokens read and written, at four characters a token."""
+    there = corpus["passages"] - heldout["passages"]
+    rows = (
+        heldout["passages"] if of == "heldout" else there if passages is None else np.minimum(passages, there)
+    )
+    asked = rows * len(prompts)
+    instruction = sum(len("".join(p["paragraphs"])) + p["shots"] * 80 for p in prompts) / max(1, len(prompts))
+    characters = np.minimum(passage_characters, corpus["characters"] / corpus["passages"]) + instruction
+    tokens = asked * (characters / 4 + backend.get("max_tokens", 50))
+    return {"written": asked, "queries": asked, "tokens": tokens}
+
+
+_SPEED = (
+    "memos",
+    "device",
+    "threads",
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "api_key_variable",
+    "max_total_tokens",
+    "max_tokens_a_batch",
+    "gpus",
+    "gpu_memory",
+)
+
+
+@stage(load_raw, name="raw_queries", version=2, speed=_SPEED, forecast=_asked)
 def write(
     folder: Path,
     corpus: Folder[Corpus],
+    heldout: Folder[np.ndarray],
     duplicates: Folder[np.ndarray],
     model: Folder[Path] | None,
     /,
@@ -37,7 +91,6 @@ def write(
     seed: int,
     backend: dict[str, Any],
     memos: Path,
-    **answering: Any,
 ) -> Counts:
     """One query of each type for each passage, as the language model wrote them.
 
@@ -50,7 +103,6 @@ def write(
         passage_first, seed: see :func:`requests`.
         backend: ``_target_`` and arguments of the :class:`Backend`.
         memos: folder of the answers that are there already.
-        answering: those of the backend's arguments that change an answer.
     """
     loaded = corpus.load()
     texts = loaded.passages["text"]
@@ -58,14 +110,12 @@ def write(
         Prompt(p["querytype"], tuple(p["paragraphs"]), tuple(p["examples"]), p["shots"]) for p in prompts
     ]
     if of == "train":
-        untrained = np.union1d(loaded.heldout, duplicates.load())
+        untrained = np.union1d(heldout.load(), duplicates.load())
         rows = draw_passages(texts, untrained, passages, seed)
     else:
-        rows = np.array([row for row in loaded.heldout if texts[int(row)].strip()], dtype=np.int64)
+        rows = np.array([row for row in heldout.load() if texts[int(row)].strip()], dtype=np.int64)
     shown = [texts[int(row)][:passage_characters].strip() for row in rows]
-    made_by = {name: value for name, value in answering.items() if name in HOW_IT_ANSWERS}
-    made_by |= {"model": model.key} if model else {}
-    with Memo(memo_path(memos, "completions", made_by)) as memo:
+    with Memo(answers_path(memos, backend, model)) as memo:
         answers = generate(instantiate(backend), memo, requests(shown, asked, passage_first, seed))
     gc.collect()  # the language model's memory is needed
     if torch.cuda.is_available():
@@ -79,5 +129,5 @@ def write(
         "finish": [answer.finish for answer in answers],
     }
     raw = Dataset.from_dict(columns, RAW_QUERIES)
-    write_table(raw, folder / "raw.parquet")
+    write_table(raw, folder / "raw.arrow")
     return {"queries": len(raw)}

@@ -1,17 +1,26 @@
 """The student: one transformer that embeds queries and passages."""
 
-import json
 import logging
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
-from dense_retrieval.hub import model_folder
+from dense_retrieval.hub import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    read_json,
+    sentence_modules,
+    transformer_folder,
+)
 from dense_retrieval.records import InputError
 
 log = logging.getLogger(__name__)
+
+_OLD_NAMES = {"cls_token": "cls", "mean_tokens": "mean"}
 
 
 class BiEncoder(nn.Module):
@@ -72,30 +81,30 @@ class BiEncoder(nn.Module):
             settings: the keyword arguments of :class:`BiEncoder`.
 
         Raises:
-            InputError: no such model, no safetensors weights, no tokenizer, unknown architecture.
+            InputError: no such model, no safetensors weights or others than its config.json asks for, no
+                tokenizer, unknown architecture; a sentence-transformers folder that computes more.
         """
+        named = f"student.path={path}"
         whole = model_folder(path, revision)
-        declared = _declared_pooling(whole)
+        folder = transformer_folder(whole, named, "Pooling", "Normalize")
+        declared = _declared_pooling(whole, named)
         if declared and declared != settings.get("pooling"):
             log.warning(
                 "student.pooling=%s, but %s/1_Pooling says %s", settings.get("pooling"), path, declared
             )
-        folder = transformer_folder(whole)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            for key in vars(config):
-                if key.endswith(("dropout", "dropout_prob")) and isinstance(getattr(config, key), float):
-                    setattr(config, key, dropout)
-            transformer = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"student {path}: {str(error).strip().partition(chr(10))[0]}") from error
-        return cls(transformer, load_tokenizer(folder, trust_remote_code), path=path, **settings)
+        config = load_config(folder, named, trust_remote_code)
+        for key in vars(config):
+            if key.endswith(("dropout", "dropout_prob")) and isinstance(getattr(config, key), float):
+                setattr(config, key, dropout)
+        transformer = load_model(
+            AutoModel,
+            folder,
+            named,
+            new=("pooler.",),  # comes after the hidden states that are pooled here
+            trust_remote_code=trust_remote_code,
+            config=config,
+        )
+        return cls(transformer, load_tokenizer(folder, named, trust_remote_code), path=path, **settings)
 
     @property
     def dimension(self) -> int:
@@ -112,29 +121,30 @@ class BiEncoder(nn.Module):
         return nn.functional.normalize(pooled, dim=-1)
 
 
-def _declared_pooling(folder: Path) -> str | None:
-    """What a sentence-transformers folder says; None if it says nothing."""
-    file = folder / "1_Pooling" / "config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    return config.get("pooling_mode") or next((name for key, name in names.items() if config.get(key)), None)
+def _declared_pooling(folder: Path, named: str) -> str | None:
+    """What a sentence-transformers folder says; None if it says nothing.
 
-
-def transformer_folder(folder: Path) -> Path:
-    """Where the transformer lies in a sentence-transformers folder; else the folder itself."""
-    modules = folder / "modules.json"
-    return folder / json.loads(modules.read_text())[0]["path"] if modules.is_file() else folder
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False):
-    """Raises InputError where the folder has no (usable) tokenizer."""
-    names = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-    if not any((folder / name).is_file() for name in names):
+    Raises:
+        InputError: another pooling than by cls or mean, or several.
+    """
+    files = [part / "config.json" for name, part in sentence_modules(folder, named) if name == "Pooling"]
+    configs = [read_json(file, named) for file in files]
+    modes = [mode for config in configs for mode in _pooling_modes(config)]
+    without_prompt = any(config.get("include_prompt") is False for config in configs)
+    if len(modes) > 1 or not {*modes} <= {"cls", "mean"} or without_prompt:
+        said = " and ".join(modes) + " without the prompt" * without_prompt
         raise InputError(
-            f"model folder {folder} has no tokenizer (tokenizer.json or vocab.txt); "
-            "save the tokenizer beside the weights with save_pretrained()"
+            f"{named}: {files[0]} pools by {said}; only cls or mean over all tokens is known here: "
+            "choose another student="
         )
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"tokenizer of {folder}: {str(error).strip().partition(chr(10))[0]}") from error
+    return modes[0] if modes else None
+
+
+def _pooling_modes(config: dict[str, Any]) -> list[str]:
+    """Of sentence-transformers' Pooling, as it writes them now (``pooling_mode``) or wrote them before 5.4."""
+    modes = config.get("pooling_mode") or [
+        _OLD_NAMES.get(name.removeprefix("pooling_mode_"), name.removeprefix("pooling_mode_"))
+        for name, value in config.items()
+        if name.startswith("pooling_mode_") and value
+    ]
+    return [modes] if isinstance(modes, str) else modes or ["mean"]

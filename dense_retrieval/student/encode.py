@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from rich.progress import Progress
 
 from dense_retrieval.batching import pack
-from dense_retrieval.stage import Counts, Folder, in_shards, stage
+from dense_retrieval.files import in_shards
+from dense_retrieval.stage import Counts, Folder, stage
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
 
@@ -69,27 +70,29 @@ def load_embeddings(folder: Path) -> np.ndarray:
     return np.load(folder / "embeddings.npy", mmap_mode="r")
 
 
-@stage(load_embeddings, speed=("loader", "device", "max_tokens", "label"))
+@stage(
+    load_embeddings,
+    version=2,
+    speed=("device", "max_tokens"),
+    forecast=lambda tokens, **_: {"tokens": tokens["tokens"], "texts": tokens["texts"]},
+)
 def embeddings(
     folder: Path,
     tokens: Folder[Tokens],
-    student: Folder[Path],
+    weights: Folder[Path],
     /,
     *,
-    pooling: str,
+    student: dict[str, Any],
     bf16: bool,
-    loader: dict[str, Any],
     device: str,
     max_tokens: int,
-    label: str,
 ) -> Counts:
     """An embedding of each text.
 
     Args:
-        student: the weights.
-        loader: ``_target_`` and arguments of the :class:`BiEncoder`.
+        student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
     """
-    model = instantiate(loader, path=str(student.path), revision=None)
+    model = instantiate(student, path=str(weights.path))
     texts = tokens.load()
-    encode(model, texts, folder, device=device, bf16=bf16, max_tokens=max_tokens, label=label)
-    return {"texts": len(texts), "tokens": int(texts.offsets[-1])}
+    encode(model, texts, folder, device=device, bf16=bf16, max_tokens=max_tokens, label="embeddings")
+    return {"tokens": int(texts.offsets[-1]), "texts": len(texts)}

@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from dense_retrieval.batching import pad
-from dense_retrieval.records import read_table
-from dense_retrieval.stage import Counts, Folder, stage
-from dense_retrieval.student.bi_encoder import load_tokenizer, transformer_folder
+from dense_retrieval.hub import load_tokenizer, read_json, transformer_folder
+from dense_retrieval.records import InputError, read_table
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 _TEXTS_AT_ONCE = 10_000
 
@@ -66,6 +66,11 @@ def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, fold
     return {"texts": len(texts), "tokens": int(offsets[-1])}
 
 
+def longest(positions: int | None, tokenizer: Any) -> int:
+    """Tokens that a model can read: as many as its tokenizer says, and as it has positions."""
+    return min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
+
+
 def concatenate(parts: Sequence[Tokens], folder: Path) -> None:
     """Write the tokens of several tables, one after the other, into ``folder``."""
     starts = np.cumsum([0] + [part.offsets[-1] for part in parts[:-1]])
@@ -76,7 +81,14 @@ def concatenate(parts: Sequence[Tokens], folder: Path) -> None:
     np.savez(folder / "index.npz", offsets=np.concatenate([[0], *offsets]), pad_id=parts[0].pad_id)
 
 
-@stage(Tokens.load, speed=("trust_remote_code",))
+def _about(texts: Counted, of: str, length: int | None, **_: Any) -> dict[str, float]:
+    """Texts, and tokens, at four characters a token."""
+    n = texts[of]
+    each = texts["characters"] / n / 4 + 2 if of == "passages" else 16
+    return {"texts": n, "tokens": n * (each if length is None else np.minimum(each, length))}
+
+
+@stage(Tokens.load, version=2, forecast=_about)
 def tokens(
     folder: Path,
     texts: Folder[Any],
@@ -84,19 +96,30 @@ def tokens(
     /,
     *,
     of: str,
-    length: int,
+    length: int | None,
     prefix: str,
-    trust_remote_code: bool,
+    trust_remote_code: bool = False,
 ) -> Counts:
-    """Token ids of the "passages", of the "training", "heldout" or "synthetic_dev" queries, or of a split's."""
-    names = {"passages": "passages", "training": "queries", "heldout": "queries", "synthetic_dev": "queries"}
-    table = read_table(texts.path / f"{names.get(of, f'queries-{of}')}.parquet")
-    used = load_tokenizer(transformer_folder(tokenizer.path), trust_remote_code)
-    return tokenize(table["text"], used, length, prefix, folder)
+    """Token ids of the "passages" or the "queries" of another stage.
+
+    Args:
+        length: tokens, prefix and special ones included; None is as long as the model can read.
+    """
+    named = f"student.path={tokenizer.path}"
+    transformer = transformer_folder(tokenizer.path, named, "Pooling", "Normalize")
+    positions = read_json(transformer / "config.json", named).get("max_position_embeddings")
+    if length and positions and length > positions:
+        raise InputError(
+            f"{length} tokens are more than the {positions} positions of {named}; lower student.query_length, "
+            "student.passage_length or evaluation.query_length"
+        )
+    used = load_tokenizer(transformer, named, trust_remote_code)
+    table = read_table(texts.path / f"{of}.arrow")
+    return tokenize(table["text"], used, length or longest(positions, used), prefix, folder)
 
 
-@stage(Tokens.load)
+@stage(Tokens.load, version=2, forecast=lambda parts: {"texts": sum(part["texts"] for part in parts)})
 def mixture_tokens(folder: Path, parts: Mapping[str, Folder[Tokens]], /) -> Counts:
     """The tokens of several corpora, one after the other."""
     concatenate([part.load() for part in parts.values()], folder)
-    return {}
+    return {"texts": sum(len(part.load()) for part in parts.values())}

@@ -4,10 +4,8 @@ The code that comes with the weights needs a transformers before 4.46; this is t
 on transformers' own Gemma 2 layers, so that no code is downloaded.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +13,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
 
-from dense_retrieval.batching import pack, pad
-from dense_retrieval.hub import model_folder
+from dense_retrieval.batching import pad
+from dense_retrieval.hub import load_model, load_tokenizer, model_folder, read_json
 from dense_retrieval.records import InputError
-from dense_retrieval.student.bi_encoder import load_tokenizer
-from dense_retrieval.teacher.seq2seq import Float32Linear, split_template
+from dense_retrieval.teacher.head import Float32Linear
+from dense_retrieval.teacher.score import score_batches
+from dense_retrieval.teacher.seq2seq import split_template
 
 # One logit after each layer from start_layer on; with one layer asked for, the published code takes
 # the first head, whichever layer that is.
@@ -83,10 +82,11 @@ class LightweightTeacher(nn.Module):
             InputError: no such model, another kind of model, no tokenizer, no head after this layer.
         """
         folder = model_folder(path, revision)
-        raw = json.loads((folder / "config.json").read_text())
+        named = f"teacher.path={path}"
+        raw = read_json(folder / "config.json", named)
         if raw.get("model_type") != "cost_wise_gemma" or not raw.get("layer_wise"):
             raise InputError(
-                f"teacher.path={path} is a {raw.get('model_type')}, not a layer-wise cost_wise_gemma; "
+                f"{named} is a {raw.get('model_type')}, not a layer-wise cost_wise_gemma; "
                 "choose the teacher= that is made for it"
             )
         first, last, step = raw["start_layer"], raw["num_hidden_layers"], raw["layer_sep"]
@@ -95,12 +95,10 @@ class LightweightTeacher(nn.Module):
                 f"teacher.cutoff_layer={cutoff_layer}: {path} has heads after layers {first} to {last}, "
                 f"every {step}; choose one of them"
             )
-        gemma = _load_layers(folder, raw, cutoff_layer, path)
-        weight = _load_tensor(folder, _HEAD, path)
-        head = Float32Linear(weight.shape[1], 1, bias=False)
-        head.weight = nn.Parameter(weight.float())
+        gemma = _load_layers(folder, raw, cutoff_layer, named)
+        head = Float32Linear.of(_load_tensor(folder, _HEAD, named).float(), None)
         softcap = raw.get("final_logit_softcapping")
-        return cls(gemma, head, load_tokenizer(folder), softcap=softcap, path=path, **settings)
+        return cls(gemma, head, load_tokenizer(folder, named), softcap=softcap, path=path, **settings)
 
     def forward(self, ids: Tensor, mask: Tensor, query_lengths: Tensor) -> Tensor:
         """Scores ``(B,)`` float32 of right-padded prompts ``(B, T)``.
@@ -149,17 +147,16 @@ class LightweightTeacher(nn.Module):
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
-    @torch.inference_mode()
     def score(self, queries: Sequence[str], passages: Sequence[str], max_tokens: int = 4096) -> np.ndarray:
         """Scores ``(N,)`` float32 of N pairs, computed in batches of ``max_tokens`` padded tokens."""
         prompts, query_lengths = self.tokenize(queries, passages)
         device = self.head.weight.device
-        scores = np.empty(len(prompts), dtype=np.float32)
-        for rows in pack(np.array([len(ids) for ids in prompts]), max_tokens):
+
+        def forward(rows: np.ndarray) -> Tensor:
             ids, mask = (t.to(device) for t in pad([prompts[row] for row in rows], 0).values())
-            lengths = torch.from_numpy(query_lengths[rows]).to(device)
-            scores[rows] = self(ids, mask, lengths).cpu().numpy()
-        return scores
+            return self(ids, mask, torch.from_numpy(query_lengths[rows]).to(device))
+
+        return score_batches(np.array([len(ids) for ids in prompts]), max_tokens, forward)
 
 
 def compress(
@@ -193,30 +190,18 @@ def compress(
     return sums / counts.clamp(min=1)[..., None], new_mask
 
 
-def _load_layers(folder: Path, raw: dict, n_layers: int, path: str) -> Gemma2Model:
+def _load_layers(folder: Path, raw: dict, n_layers: int, named: str) -> Gemma2Model:
     own = {"auto_map", "architectures", "model_type", "layer_types", "dtype", "torch_dtype"}
     settings = {name: value for name, value in raw.items() if name not in own}
     # The published code ran without the attention's soft cap (PyTorch's own attention has none).
     settings |= {"num_hidden_layers": n_layers, "attn_logit_softcapping": None}
-    pair: Any = Gemma2Model.from_pretrained(
-        folder,
-        config=Gemma2Config(**settings),
-        dtype=torch.float32,
-        use_safetensors=True,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
-    gemma, loaded = pair
-    if loaded["missing_keys"]:
-        raise InputError(
-            f"teacher.path={path} lacks the weights {min(loaded['missing_keys'])}; download it again"
-        )
-    return gemma
+    config = Gemma2Config(**settings)
+    return load_model(Gemma2Model, folder, named, config=config, attn_implementation="eager")
 
 
-def _load_tensor(folder: Path, name: str, path: str) -> Tensor:
+def _load_tensor(folder: Path, name: str, named: str) -> Tensor:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118 - no mapping
                 return tensors.get_tensor(name)
-    raise InputError(f"teacher.path={path} lacks the weights {name}; download it again")
+    raise InputError(f"{named} lacks the weights {name}; download it again")

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from datasets import concatenate_datasets
 
+from dense_retrieval.corpus import holdout
 from dense_retrieval.corpus.beir import read_folder
+from dense_retrieval.corpus.dedup import duplicates
 from dense_retrieval.corpus.embedded import teacher_pairs
 from dense_retrieval.queries import clean, files, human
 from dense_retrieval.records import Corpus, InputError
@@ -41,10 +43,12 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
     """
     if corpus is None:
         found, topic = teacher_pairs()
+        heldout = found.heldout
     elif not Path(corpus).exists():
         raise InputError(f"corpus={corpus}: there is no such folder or zip")
     else:
         found = read_folder(corpus)
+        heldout = holdout.draw(len(found.passages), duplicates(found.passages, titled=True))
         topic = np.zeros(len(found.passages), dtype=np.int64)
     passages, titles = list(found.passages["text"]), list(found.passages["title"])
     tables = [human.from_train_split(found)] if "human" in kinds else []
@@ -61,7 +65,7 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
     queries, kind, positive, relevant = [], [], np.array([], dtype=np.int64), []
     if tables:
         table = concatenate_datasets(tables)
-        usable = np.flatnonzero(~np.isin(table["source"], found.heldout))
+        usable = np.flatnonzero(~np.isin(table["source"], heldout))
         table = table.select(usable)
         queries, kind = list(table["text"]), list(table["querytype"])
         positive = np.array(table["source"], dtype=np.int64)
@@ -71,7 +75,7 @@ def read(corpus: str | None, kinds: Sequence[str], file: str | None) -> Pairs:
             for id, of, row in zip(table["id"], kind, positive, strict=True)
         ]
     named = [row for row, title in enumerate(titles) if title.strip()] if "title" in kinds else []
-    titled = np.setdiff1d(named, found.heldout).astype(np.int64)
+    titled = np.setdiff1d(named, heldout).astype(np.int64)
     if not len(queries) + len(titled):
         raise InputError(f"pairs={list(kinds)}: the corpus has no such pairs")
     return Pairs(

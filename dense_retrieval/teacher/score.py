@@ -10,6 +10,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from dense_retrieval.batching import pack
 from dense_retrieval.memo import Memo, key
 from dense_retrieval.records import CandidateList, InputError
 
@@ -27,6 +28,23 @@ class Teacher(Protocol):
         """Scores ``(N,)`` float32 of N (query, passage) pairs, higher is more relevant."""
 
 
+@torch.inference_mode()
+def score_batches(
+    lengths: np.ndarray, max_tokens: int, forward: Callable[[np.ndarray], Tensor]
+) -> np.ndarray:
+    """Scores ``(N,)`` float32 of N tokenised pairs.
+
+    Args:
+        lengths: ``(N,)`` tokens of each pair.
+        max_tokens: padded tokens a forward pass.
+        forward: gives the scores ``(B,)`` of B rows.
+    """
+    scores = np.empty(len(lengths), dtype=np.float32)
+    for rows in pack(lengths, max_tokens):
+        scores[rows] = forward(rows).float().cpu().numpy()
+    return scores
+
+
 def score_candidates(
     load_teacher: Callable[[], Teacher],
     candidates: CandidateList,
@@ -37,8 +55,8 @@ def score_candidates(
     max_tokens: int = 4096,
     bf16: bool = False,
     label: str = "teacher scores",
-) -> CandidateList:
-    """The candidates with the teacher's scores, in the retriever's order.
+) -> tuple[CandidateList, int]:
+    """The candidates with the teacher's scores, in the retriever's order; and how many pairs were scored anew.
 
     Pairs that the memo has, of this or another run, are not scored again. The others are sorted by
     length, all queries' together, so that little is padding, and put into the memo as they come.
@@ -68,7 +86,7 @@ def score_candidates(
     if len(missing) < len(keys):
         log.info("%s: %d of %d pairs are there", label, len(keys) - len(missing), len(keys))
     if not len(missing):
-        return _filled(candidates, query, position, [known[k] for k in keys])
+        return _filled(candidates, query, position, [known[k] for k in keys]), 0
     teacher = load_teacher()
     device = next(teacher.parameters()).device.type
     autocast = torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
@@ -83,7 +101,7 @@ def score_candidates(
             memo.put(new.items())
             known |= new
             progress.advance(bar, len(part))
-    return _filled(candidates, query, position, [known[k] for k in keys])
+    return _filled(candidates, query, position, [known[k] for k in keys]), len(missing)
 
 
 def _filled(

@@ -12,9 +12,11 @@ from hydra.utils import instantiate
 from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, Corpus
-from dense_retrieval.stage import Counts, Folder, Settings, stage
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher import ensemble
 from dense_retrieval.teacher.score import Teacher, score_candidates
+
+_FILES = ("path", "adapter")
 
 
 @dataclass(frozen=True)
@@ -24,72 +26,71 @@ class Texts:
     queries: Sequence[str]  # Q
     querytypes: Sequence[str]  # Q
     passages: Sequence[str]  # N
-    query_embeddings: np.ndarray | None = None  # (Q, D), for an ensemble's member "student"
-    passage_embeddings: np.ndarray | None = None  # (N, D)
+    query_embeddings: np.ndarray | None  # (Q, D), for an ensemble's member "student"
+    passage_embeddings: np.ndarray | None  # (N, D)
 
 
-def load_teacher(member: Mapping[str, Any], weights: Mapping[str, Folder[Path]], device: str) -> Any:
+def load_teacher(teacher: Mapping[str, Any], weights: Mapping[str, Folder[Path]], device: str) -> Any:
     """A frozen cross-encoder.
 
     Args:
-        member: ``_target_`` and arguments.
+        teacher: ``_target_`` and arguments.
         weights: the folders of its ``path`` and, if it has one, of its ``adapter``.
     """
-    return instantiate(member, **{name: str(folder.path) for name, folder in weights.items()}).to(device)
+    return instantiate(teacher, **{name: str(folder.path) for name, folder in weights.items()}).to(device)
 
 
 def score(
     found: CandidateList,
     texts: Texts,
-    members: Mapping[str, Any],
+    teachers: Sequence[Any],
     weights: Mapping[str, Folder[Path]],
+    shares: Sequence[float] | None,
     *,
-    averaged: Sequence[float] | None,
     bf16: bool,
     device: str,
     max_tokens: int,
     memos: Path,
     label: str,
-) -> CandidateList:
-    """The candidates ``(Q, K)`` with the teacher's scores.
+) -> tuple[CandidateList, int]:
+    """The candidates ``(Q, K)`` with the teacher's scores, and how many pairs a cross-encoder scored anew.
 
     Args:
-        members: the teacher, or of an ensemble "student", the settings of BM25, and of teachers.
-        weights: "weights 0", "adapter 0", ... of each member that has some.
-        averaged: of an ensemble, the weight of each member; None is all alike.
+        teachers: one or, of an ensemble, several: "student", BM25's settings, and those of cross-encoders.
+        weights: of teacher 0 "path 0" and, if it has one, "adapter 0"; and so on.
+        shares: of an ensemble, the weight of each teacher; None is all alike.
         memos: folder of the scores that are there already.
     """
-    lists = []
-    for number, member in enumerate(members.values()):
-        if member == "student":
+    lists, new = [], 0
+    for number, teacher in enumerate(teachers):
+        if teacher == "student":
             lists.append(_cosines(found, texts))
-        elif "_target_" not in member:
-            lists.append(BM25(texts.passages, **member).score(texts.queries, found))
+        elif "_target_" not in teacher:
+            lists.append(BM25(texts.passages, **teacher).score(texts.queries, found))
         else:
-            own = {"path": weights[f"weights {number}"]}
-            if f"adapter {number}" in weights:
-                own["adapter"] = weights[f"adapter {number}"]
-            keyed = member.keyed if isinstance(member, Settings) else dict(member)
-            made_by = keyed | {"bf16": bf16, "weights": own["path"].key}
-            made_by |= {"adapter": own["adapter"].key} if "adapter" in own else {}
+            own = {name: weights[f"{name} {number}"] for name in _FILES if f"{name} {number}" in weights}
 
-            def load(member: Any = member, own: Any = own) -> Teacher:
-                return load_teacher(member, own, device)
+            def load(teacher: Any = teacher, own: Any = own) -> Teacher:
+                return load_teacher(teacher, own, device)
 
-            with Memo(memo_path(memos, "scores", made_by)) as memo:
-                lists.append(
-                    score_candidates(
-                        load,
-                        found,
-                        texts.queries,
-                        texts.passages,
-                        memo,
-                        max_tokens=max_tokens,
-                        bf16=bf16,
-                        label=label,
-                    )
+            with Memo(scores_path(memos, teacher, own, bf16)) as memo:
+                settings: dict[str, Any] = {"max_tokens": max_tokens, "bf16": bf16, "label": label}
+                scored, computed = score_candidates(
+                    load, found, texts.queries, texts.passages, memo, **settings
                 )
-    return lists[0] if len(lists) == 1 else ensemble.average(lists, texts.querytypes, averaged)
+            lists.append(scored)
+            new += computed
+    return (lists[0] if len(lists) == 1 else ensemble.average(lists, texts.querytypes, shares)), new
+
+
+def scores_path(
+    memos: Path, teacher: Mapping[str, Any], weights: Mapping[str, Folder[Path]], bf16: bool
+) -> Path:
+    """Where the scores of a teacher are kept: by all of its settings, and the content of its weights."""
+    made_by = {name: value for name, value in teacher.items() if name != "trust_remote_code"}
+    made_by |= {"bf16": bf16, "weights": weights["path"].key}
+    made_by |= {"adapter": weights["adapter"].key} if "adapter" in weights else {}
+    return memo_path(memos, "scores", made_by)
 
 
 def _cosines(found: CandidateList, texts: Texts) -> CandidateList:
@@ -113,31 +114,36 @@ def scored_later(n: int, scored_before: int | None) -> np.ndarray:
     return np.arange(n) >= (n if scored_before is None else scored_before)
 
 
-@stage(
-    load_scores,
-    speed=("corpus", "queries", "device", "max_tokens", "memos"),
-)
+def _pairs(candidates: Counted, queries: Counted, scored_before: int | None, **_: Any) -> dict[str, float]:
+    each = candidates["pairs"] / candidates["queries"]
+    first = queries["queries"] if scored_before is None else np.minimum(scored_before, queries["queries"])
+    return {"scored": first * each, "pairs": first * each}
+
+
+@stage(load_scores, version=2, speed=("device", "max_tokens", "memos"), forecast=_pairs)
 def scores(
     folder: Path,
     candidates: Folder[CandidateList],
-    weights: Mapping[str, Folder[Path]],
     corpus: Folder[Corpus],
     queries: Folder[Dataset],
     query_embeddings: Folder[np.ndarray] | None,
     passage_embeddings: Folder[np.ndarray] | None,
+    weights: Mapping[str, Folder[Path]],
     /,
     *,
+    teachers: list[Any],
     bf16: bool,
     device: str,
     max_tokens: int,
     memos: Path,
-    averaged: list[float] | None = None,
+    shares: list[float] | None = None,
     scored_before: int | None = None,
-    **members: Any,
 ) -> Counts:
     """The teacher's scores of the candidates.
 
     Args:
+        query_embeddings, passage_embeddings: of the untuned student, where it is among the teachers.
+        teachers, weights, shares: see :func:`score`.
         scored_before: queries; the teacher scores the rest in training. None is all.
     """
     found, asked = candidates.load(), queries.load()
@@ -149,17 +155,7 @@ def scores(
         query_embeddings.load() if query_embeddings else None,
         passage_embeddings.load() if passage_embeddings else None,
     )
-    scored = score(
-        found,
-        texts,
-        members,
-        weights,
-        averaged=averaged,
-        bf16=bf16,
-        device=device,
-        max_tokens=max_tokens,
-        memos=memos,
-        label="teacher scores",
-    )
+    where: dict[str, Any] = {"bf16": bf16, "device": device, "max_tokens": max_tokens, "memos": memos}
+    scored, new = score(found, texts, teachers, weights, shares, label="teacher scores", **where)
     scored.save(folder / "scores.npz")
-    return {"pairs": int((found.passages >= 0).sum())}
+    return {"scored": new, "pairs": int((found.passages >= 0).sum())}

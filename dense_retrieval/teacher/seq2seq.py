@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from dense_retrieval.batching import pack, pad
-from dense_retrieval.hub import model_folder
+from dense_retrieval.batching import pad
+from dense_retrieval.hub import load_config, load_model, load_tokenizer, model_folder, transformer_folder
 from dense_retrieval.records import InputError
-from dense_retrieval.student.bi_encoder import load_tokenizer, transformer_folder
+from dense_retrieval.teacher.head import Float32Linear
+from dense_retrieval.teacher.score import score_batches
 
 
 class PromptTeacher(nn.Module):
@@ -48,7 +49,9 @@ class PromptTeacher(nn.Module):
         self.head, self.tail = split_template(template)
         names = {"token": token} | ({"other_token": other_token} if other_token else {})
         ids = [token_id(tokenizer, name, key, path) for key, name in names.items()]
-        model.set_output_embeddings(_only(model.get_output_embeddings(), ids))
+        head = model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[ids]
+        model.set_output_embeddings(Float32Linear.of(head.weight[ids], bias))
         self.model = model.requires_grad_(False)
         self.eval()
 
@@ -102,17 +105,17 @@ class PromptTeacher(nn.Module):
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
-    @torch.inference_mode()
     def score(self, queries: Sequence[str], passages: Sequence[str], max_tokens: int = 4096) -> np.ndarray:
         """Scores ``(N,)`` float32 of N pairs, computed in batches of ``max_tokens`` padded tokens."""
         prompts = self.tokenize(queries, passages)
         device = next(self.parameters()).device
-        scores = np.empty(len(prompts), dtype=np.float32)
-        for rows in pack(np.array([len(ids) for ids in prompts]), max_tokens):
+
+        def forward(rows: np.ndarray) -> Tensor:
             # Any token pads, since it is masked.
             inputs = {name: ids.to(device) for name, ids in pad([prompts[row] for row in rows], 0).items()}
-            scores[rows] = answer_scores(self(inputs)).cpu().numpy()
-        return scores
+            return answer_scores(self(inputs))
+
+        return score_batches(np.array([len(ids) for ids in prompts]), max_tokens, forward)
 
 
 class Seq2SeqTeacher(PromptTeacher):
@@ -168,23 +171,6 @@ def token_id(tokenizer, token: str, key: str, path: str) -> int:
     return number
 
 
-class Float32Linear(nn.Linear):
-    """A linear layer that autocast leaves alone: bfloat16's 8 bits would tie many scores."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
-
-
-def _only(head: nn.Linear, ids: list[int]) -> nn.Linear:
-    """The rows ``ids`` of a language model's head."""
-    rows = Float32Linear(head.in_features, len(ids), bias=head.bias is not None)
-    rows.weight = nn.Parameter(head.weight[ids].detach().clone())
-    if head.bias is not None:
-        rows.bias = nn.Parameter(head.bias[ids].detach().clone())
-    return rows
-
-
 def load_language_model(
     path: str, revision: str | None, trust_remote_code: bool, auto_class: Any, architectures: tuple[str, ...]
 ):
@@ -196,32 +182,10 @@ def load_language_model(
     Raises:
         InputError: no such model, one of another kind, or one that lacks weights.
     """
-    folder = transformer_folder(model_folder(path, revision))
-    try:
-        model, loaded = auto_class.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        untrusted = "trust_remote_code" in str(error) and not trust_remote_code
-        remedy = (
-            "if you trust the code that comes with it, set teacher.trust_remote_code=true"
-            if untrusted
-            else "choose the teacher= that is made for it"
-        )
-        raise InputError(
-            f"teacher.path={path} cannot be loaded by {auto_class.__name__}: "
-            f"{str(error).strip().splitlines()[0]}; {remedy}"
-        ) from error
-    saved = model.config.architectures or []
+    named = f"teacher.path={path}"
+    folder = transformer_folder(model_folder(path, revision), named, "LogitScore")
+    saved = load_config(folder, named, trust_remote_code).architectures or []
     if saved and not saved[0].endswith(architectures):
-        raise InputError(f"teacher.path={path} is a {saved[0]}; choose the teacher= that is made for it")
-    if loaded["missing_keys"]:
-        raise InputError(
-            f"teacher.path={path} lacks the weights {min(loaded['missing_keys'])} of a language model; "
-            "choose the teacher= that is made for it"
-        )
-    return model, load_tokenizer(folder, trust_remote_code)
+        raise InputError(f"{named} is a {saved[0]}; choose the teacher= that is made for it")
+    model = load_model(auto_class, folder, named, trust_remote_code=trust_remote_code)
+    return model, load_tokenizer(folder, named, trust_remote_code)

@@ -1,17 +1,22 @@
 """A cross-encoder teacher that is a sequence classifier with one output."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from dense_retrieval.batching import pack
-from dense_retrieval.hub import model_folder
+from dense_retrieval.hub import load_model, load_tokenizer, model_folder, transformer_folder
 from dense_retrieval.records import InputError
-from dense_retrieval.student.bi_encoder import load_tokenizer, transformer_folder
+from dense_retrieval.teacher.head import Float32Linear
+from dense_retrieval.teacher.score import score_batches
+
+_ADAPTER = "adapter_model.safetensors"
 
 
 class SequenceClassifier(nn.Module):
@@ -27,7 +32,7 @@ class SequenceClassifier(nn.Module):
             raise InputError(
                 f"teacher {path} has {classifier.config.num_labels} outputs; a cross-encoder with one is needed"
             )
-        self.classifier = classifier.requires_grad_(False)
+        self.classifier = _with_float32_head(classifier).requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.path = path
@@ -49,18 +54,17 @@ class SequenceClassifier(nn.Module):
             adapter: folder of a LoRA adapter (PEFT) that turns ``path`` into a cross-encoder.
 
         Raises:
-            InputError: no such model, no tokenizer, more than one output.
+            InputError: no such model, no tokenizer, more than one output, weights that neither the model nor
+                the adapter has.
         """
+        named = f"teacher.path={path}" + (f" with teacher.adapter={adapter}" if adapter else "")
+        new = _adapted_weights(adapter) if adapter else ()
+        one = {"num_labels": 1} if adapter else {}
         classifier, tokenizer = load_classifier(
-            path, revision, trust_remote_code, **({"num_labels": 1} if adapter else {})
+            path, named, revision=revision, trust_remote_code=trust_remote_code, new=new, **one
         )
         if adapter:
-            try:
-                classifier = PeftModel.from_pretrained(classifier, adapter).merge_and_unload()
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"teacher.adapter={adapter}: {str(error).strip().splitlines()[0]}"
-                ) from error
+            classifier = _merged(classifier, adapter)
         return cls(classifier, tokenizer, max_length, path)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -90,27 +94,82 @@ class SequenceClassifier(nn.Module):
         device = next(self.parameters()).device
         return self.tokenizer.pad(encodings, return_tensors="pt").to(device)
 
-    @torch.inference_mode()
     def score(self, queries: Sequence[str], passages: Sequence[str], max_tokens: int = 4096) -> np.ndarray:
         """Scores ``(N,)`` float32 of N pairs, computed in batches of ``max_tokens`` padded tokens."""
         encodings = self.tokenize(queries, passages)
-        scores = np.empty(len(encodings), dtype=np.float32)
-        for rows in pack(np.array([len(e["input_ids"]) for e in encodings]), max_tokens):
-            scores[rows] = self(self.pad([encodings[row] for row in rows])).cpu().numpy()
-        return scores
-
-
-def load_classifier(path: str, revision: str | None, trust_remote_code: bool, **config):
-    """A sequence classifier of transformers and its tokenizer, weights in float32."""
-    folder = transformer_folder(model_folder(path, revision))
-    try:
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            **config,
+        lengths = np.array([len(encoding["input_ids"]) for encoding in encodings])
+        return score_batches(
+            lengths, max_tokens, lambda rows: self(self.pad([encodings[row] for row in rows]))
         )
-    except (OSError, ValueError) as error:
-        raise InputError(f"teacher {path}: {str(error).strip().splitlines()[0]}") from error
-    return classifier, load_tokenizer(folder, trust_remote_code)
+
+
+def load_classifier(
+    path: str,
+    named: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    new: tuple[str, ...] = (),
+    **settings,
+):
+    """A sequence classifier of transformers and its tokenizer, weights in float32.
+
+    Args:
+        named, new, settings: as of :func:`~dense_retrieval.hub.load_model`.
+    """
+    # Of a bi-encoder, which an adapter turns into a teacher, the transformer alone is read.
+    folder = transformer_folder(model_folder(path, revision), named, "Pooling", "Normalize")
+    classifier = load_model(
+        AutoModelForSequenceClassification,
+        folder,
+        named,
+        new=new,
+        trust_remote_code=trust_remote_code,
+        **settings,
+    )
+    return classifier, load_tokenizer(folder, named, trust_remote_code)
+
+
+def _adapted_weights(adapter: str) -> tuple[str, ...]:
+    """The weights that an adapter holds whole, by their names in the model: a new head's.
+
+    Raises:
+        InputError: it holds no safetensors; a pickle can run code when it is opened.
+    """
+    file = Path(adapter) / _ADAPTER
+    if not file.is_file():
+        raise InputError(
+            f"teacher.adapter={adapter} has no {_ADAPTER}; save the adapter with save_pretrained() of PEFT"
+        )
+    with _adapter_errors(adapter), safe_open(file, framework="pt") as tensors:
+        return tuple(name.removeprefix("base_model.model.") for name in tensors.keys())  # noqa: SIM118
+
+
+def _merged(classifier: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    with _adapter_errors(adapter), warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*Found missing adapter keys")
+        return PeftModel.from_pretrained(classifier, adapter).merge_and_unload()
+
+
+@contextmanager
+def _adapter_errors(adapter: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"teacher.adapter={adapter} cannot be loaded: {reason}; give the adapter that was made for teacher.path"
+        ) from error
+
+
+def _with_float32_head(classifier: PreTrainedModel) -> PreTrainedModel:
+    """With its last layer in float32 also under autocast, whatever the architecture calls it."""
+    heads = [
+        (name, layer)
+        for name, layer in classifier.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == classifier.config.num_labels
+    ]
+    if heads:
+        name, head = heads[-1]
+        classifier.set_submodule(name, Float32Linear.of(head.weight, head.bias))
+    return classifier

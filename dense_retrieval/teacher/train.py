@@ -7,11 +7,10 @@ outside the corpus ``wikiscience``.
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import hydra
 import numpy as np
 import pandas
 import torch
@@ -23,9 +22,10 @@ from torch.nn.functional import cross_entropy
 
 from dense_retrieval.batching import pack
 from dense_retrieval.candidates.bm25 import BM25
-from dense_retrieval.config import CONF, TeacherTraining, one_line_errors
+from dense_retrieval.candidates.dense import search
+from dense_retrieval.config import TeacherTraining
+from dense_retrieval.errors import command
 from dense_retrieval.records import CandidateList, InputError
-from dense_retrieval.search.index import search
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
 from dense_retrieval.student.tokens import Tokens, tokenize
@@ -33,6 +33,8 @@ from dense_retrieval.teacher import pairs
 from dense_retrieval.teacher.sequence_classifier import SequenceClassifier, load_classifier
 
 log = logging.getLogger(__name__)
+
+_NEW = ["classifier"]  # the head, which the bi-encoder does not have
 
 
 def evenly(kind: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -111,8 +113,9 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     order = np.random.default_rng(seed).permutation(len(groups))
     batches = np.array_split(order, np.arange(batch_size, len(order), batch_size))
+    warm_up = 0.2 if len(batches) == 10 else 0.1  # OneCycleLR cannot do one step of warm-up
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=len(batches), pct_start=0.1, anneal_strategy="linear"
+        optimizer, learning_rate, total_steps=len(batches), pct_start=warm_up, anneal_strategy="linear"
     )
     losses = []
     for batch in track(batches, "training the teacher"):
@@ -140,16 +143,18 @@ def _logits(teacher: SequenceClassifier, queries: list[str], passages: list[str]
 
 
 def dense_candidates(
-    base: str, passages: Sequence[str], queries: Sequence[str], k: int, folder: Path, device: str
+    base: str, passages: Sequence[str], queries: Sequence[str], k: int, output: Path, device: str
 ) -> CandidateList:
-    """The top k of the bi-encoder that the teacher starts from."""
+    """The top k of the bi-encoder that the teacher starts from; what it writes into ``output`` goes again."""
     student = BiEncoder.load(base, pooling="mean", passage_length=128)
     embeddings = []
     for name, texts in {"passages": passages, "queries": queries}.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        tokenize(texts, student.tokenizer, 128, "", folder / name)
-        encode(student, Tokens.load(folder / name), folder / name, device=device, label=f"encoding {name}")
-        embeddings.append(np.load(folder / name / "embeddings.npy"))
+        # A folder of its own: what another run left there would be taken for finished shards.
+        with TemporaryDirectory(dir=output) as folder:
+            tokenize(texts, student.tokenizer, 128, "", Path(folder))
+            tokens = Tokens.load(Path(folder))
+            encode(student, tokens, Path(folder), device=device, label=f"encoding {name}")
+            embeddings.append(np.load(Path(folder, "embeddings.npy")))
     return search(embeddings[1], embeddings[0], k)
 
 
@@ -173,8 +178,7 @@ def _ndcg(hit: np.ndarray) -> float:
     return float((top / np.log2(np.arange(top.shape[1]) + 2)).sum(1).mean())
 
 
-@hydra.main(version_base=None, config_path=CONF, config_name="train_teacher")
-@one_line_errors
+@command("train_teacher", TeacherTraining)
 def main(config: TeacherTraining) -> None:
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -186,7 +190,7 @@ def main(config: TeacherTraining) -> None:
     queries, positive = [found.queries[int(row)] for row in chosen], found.positive[chosen]
     lists = [
         BM25(found.passages).search(queries, config.depth),
-        dense_candidates(config.base, found.passages, queries, config.depth, output / "embeddings", device),
+        dense_candidates(config.base, found.passages, queries, config.depth, output, device),
     ]
     relevant = [found.relevant[int(row)] for row in chosen]
     groups = hard_negatives(positive, relevant, lists, found.topic, config.negatives_each, config.seed)
@@ -195,13 +199,15 @@ def main(config: TeacherTraining) -> None:
     groups += hidden[:, None]
     texts = [*found.passages, *found.untitled]
 
-    classifier, tokenizer = load_classifier(config.base, None, False, num_labels=1)
+    classifier, tokenizer = load_classifier(
+        config.base, f"base={config.base}", new=tuple(f"{name}." for name in _NEW), num_labels=1
+    )
     teacher = SequenceClassifier(classifier, tokenizer, config.max_length, config.base)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=2 * config.rank,
         target_modules=["query", "key", "value", "dense"],
-        modules_to_save=["classifier"],
+        modules_to_save=_NEW,
     )
     teacher.classifier = get_peft_model(teacher.classifier, lora)  # type: ignore[assignment]
     losses = fit(
@@ -219,7 +225,6 @@ def main(config: TeacherTraining) -> None:
     dev = slice(n_train, None)
     dev_lists = CandidateList(lists[1].passages[dev] + hidden[dev, None], lists[1].scores[dev])
     before, after = reranking_ndcg(teacher, queries[dev], texts, dev_lists, positive[dev] + hidden[dev])
-    shutil.rmtree(output / "embeddings")
     report = {"dev_ndcg@10_bi_encoder": before, "dev_ndcg@10_reranked": after, "loss": losses}
     report["settings"] = OmegaConf.to_container(config, resolve=False)
     (output / "training.json").write_text(json.dumps(report, indent=1))

@@ -1,114 +1,27 @@
 """Training: from groups to the student with the best dev loss."""
 
-import csv
 import json
 import logging
-import os
+import signal
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger
-from safetensors.torch import load_model, save_model
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from safetensors.torch import load_model
 from torch.multiprocessing import ProcessRaisedException
 
 from dense_retrieval.groups.datamodule import GroupsDataModule
 from dense_retrieval.records import InputError
+from dense_retrieval.training.curves import Curves, replay
 from dense_retrieval.training.module import DistillationModule
-
-
-class DevSelection(Callback):
-    """The paper's checkpoint rule.
-
-    Before the first epoch and after each one the dev losses are computed. The weights of the least
-    listwise + 0.1 InfoNCE are kept; training stops after ``patience`` epochs in which neither that
-    nor the listwise dev loss improved. All of it, with the optimiser, is in ``last.ckpt``.
-    """
-
-    def __init__(self, folder: Path, patience: int) -> None:
-        self.folder = folder
-        self.patience = patience
-        self.curve: list[dict[str, float]] = []
-
-    @property
-    def best_epoch(self) -> int:
-        """Epochs trained when the dev loss was least; 0 is the untuned student. Without dev groups the last."""
-        return self._least("loss")
-
-    def on_train_start(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
-        if not self.curve:
-            self._measure(trainer, module)
-        elif self._stale() >= self.patience:  # killed after it had stopped
-            trainer.should_stop = True
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, index) -> None:
-        # So that a step's dropout does not depend on what ran before it in this process.
-        seed = trainer.datamodule.seed  # type: ignore[attr-defined]
-        torch.manual_seed(hash((seed, trainer.global_step)) % 2**32)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
-        self._measure(trainer, module)
-        if self._stale() >= self.patience:
-            trainer.should_stop = True
-        unfinished = self.folder / "last.tmp"
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
-            os.replace(unfinished, self.folder / "last.ckpt")
-
-    def _measure(self, trainer: pl.Trainer, module: DistillationModule) -> None:
-        batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        self.curve.append(module.dev_terms(batches))  # empty without dev groups
-        values = {f"dev/{name}": value for name, value in self.curve[-1].items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-        if self.best_epoch == len(self.curve) - 1 and trainer.is_global_zero:
-            save_model(module.student, str(self.folder / "best.safetensors"))
-
-    def _stale(self) -> int:
-        """Epochs since the dev loss or its listwise part was last at its least."""
-        last_best = max(self._least("loss"), self._least("listwise"))
-        return len(self.curve) - 1 - last_best
-
-    def _least(self, name: str) -> int:
-        """The epoch in which a dev loss was least, or the last one without dev losses."""
-        if not self.curve[-1]:
-            return len(self.curve) - 1
-        return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch][name])
-
-    def state_dict(self) -> dict:
-        return {"curve": self.curve}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.curve = state["curve"]
-
-
-class _Curves(Logger):
-    """Hands curves on to a function."""
-
-    name = "curves"
-    version = ""
-
-    def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
-        super().__init__()
-        self.log = log
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.log(metrics, step or 0)
-
-    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        pass
-
-
-def replay(folder: Path, log: Callable[[Mapping[str, float], int], None]) -> None:
-    """Hand on the curves of a training that ended, or was killed, in ``folder``."""
-    for curves in sorted(folder.glob("curves/*/metrics.csv"), key=lambda file: int(file.parent.name)):
-        with curves.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                step = int(row.pop("step"))
-                log({name: float(value) for name, value in row.items() if value}, step)
+from dense_retrieval.training.selection import DevSelection
 
 
 def fit(
@@ -137,6 +50,10 @@ def fit(
     Returns:
         ``best_epoch`` (0 = the untuned student), ``epochs``, ``steps``, and ``dev``: the dev losses
         before training and after each epoch.
+
+    Raises:
+        InputError: ``last.ckpt`` is none that was written here; or of the module.
+        SystemExit: 143, after a SIGTERM.
     """
     selection = DevSelection(folder, patience)
     # Lightning would delete the curves of a process that was killed, were they in the same place.
@@ -154,7 +71,7 @@ def fit(
         strategy="ddp_spawn" if devices > 1 else "auto",
         use_distributed_sampler=False,
         callbacks=[selection, RichProgressBar()],
-        logger=[curves, *([_Curves(log)] if log and devices == 1 else [])],
+        logger=[curves, *([Curves(log)] if log and devices == 1 else [])],
         enable_checkpointing=False,
         enable_model_summary=False,
         limit_val_batches=0,
@@ -162,19 +79,15 @@ def fit(
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
+    if last.exists():
+        _checkpoint(last)
     if log and devices == 1:
         replay(folder, log)
-    try:
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    except ProcessRaisedException as error:  # of another process comes the text alone
-        _, known, message = str(error).rpartition("InputError: ")
-        if known:
-            raise InputError(message.strip()) from None
-        raise
+    _run(trainer, module, data, str(last) if last.exists() else None)
     load_model(module.student, folder / "best.safetensors")
     module.student.eval()
     # With several devices all this happened in other processes.
-    state = torch.load(last, map_location="cpu", weights_only=False, mmap=True)
+    state = _checkpoint(last)
     selection.load_state_dict(state["callbacks"][selection.state_key])
     if log and devices > 1:
         replay(folder, log)
@@ -186,3 +99,32 @@ def fit(
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def _run(trainer: pl.Trainer, module: DistillationModule, data: GroupsDataModule, last: str | None) -> None:
+    """Lightning's fit, which does not take an interrupted training for a finished one."""
+    try:
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    except SIGTERMException:  # its own status is 0
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+    except ProcessRaisedException as error:  # of another process comes the text alone
+        _, known, message = str(error).rpartition("InputError: ")
+        if known:
+            raise InputError(message.strip()) from None
+        raise
+    if trainer.received_sigterm:  # in the last step
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of plain values and tensors; no code is run from it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(
+            f"{path} is broken, or of another version: remove it, and the training begins anew"
+        ) from error

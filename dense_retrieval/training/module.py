@@ -1,8 +1,7 @@
 """The LightningModule: a student, its loss, and one exact gradient step a batch."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from dense_retrieval.groups.batch import Batch, with_scores
-from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.losses.loss import Loss
+from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
@@ -41,18 +41,25 @@ class ScoredLater:
         teacher: frozen.
         queries, passages: texts by row.
         scale: ``(n, 2)`` offset and width of the raw scores, by query row.
+        false_negative_ratio: of :func:`collate`.
     """
 
     def __init__(
-        self, teacher: Teacher, queries: Sequence[str], passages: Sequence[str], scale: np.ndarray
+        self,
+        teacher: Teacher,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        scale: np.ndarray,
+        false_negative_ratio: float,
     ) -> None:
         self.teacher = teacher
         self.queries = queries
         self.passages = passages
         self.scale = scale
+        self.false_negative_ratio = false_negative_ratio
 
-    def scores(self, batch: Batch, max_tokens: int) -> np.ndarray:
-        """``(B, K)`` float32 in 0..1, -inf = padding."""
+    def scored(self, batch: Batch, max_tokens: int) -> Batch:
+        """The batch with scores wherever it had none (NaN)."""
         scores = batch.teacher.cpu().numpy().copy()
         group, position = np.nonzero(np.isnan(scores))
         queries = batch.queries.cpu().numpy()[group]
@@ -62,7 +69,7 @@ class ScoredLater:
         if not np.isfinite(raw).all():
             raise InputError("the teacher gave a score that is no finite number; use precision=32-true")
         scores[group, position] = unit_scale(raw, *self.scale[queries].T)
-        return scores
+        return with_scores(batch, scores, self.false_negative_ratio)
 
 
 class DistillationModule(LightningModule):
@@ -83,7 +90,7 @@ class DistillationModule(LightningModule):
     def __init__(
         self,
         student: BiEncoder,
-        loss: DistillationLoss,
+        loss: Loss,
         query_tokens: Tokens,
         passage_tokens: Tokens,
         *,
@@ -103,8 +110,6 @@ class DistillationModule(LightningModule):
         self.automatic_optimization = False
         self.student = student
         self.loss = loss
-        # What the paper selects the checkpoint by, whatever is trained.
-        self.dev_loss = dataclasses.replace(loss, listwise_weight=1.0, infonce_weight=0.1)
         self.query_tokens = query_tokens
         self.passage_tokens = passage_tokens
         self.total_steps = steps_per_epoch * max_epochs
@@ -160,8 +165,8 @@ class DistillationModule(LightningModule):
         self.log("loss", terms["loss"], prog_bar=True, logger=False, batch_size=1)
 
     @torch.no_grad()
-    def dev_terms(self, batches) -> dict[str, float]:
-        """The dev losses, mean over the dev groups: listwise, infonce, and loss = listwise + 0.1 infonce."""
+    def mean_terms(self, loss: Loss, batches: Iterable[Batch]) -> dict[str, float]:
+        """The terms of a loss and their sum ``loss``, without dropout, mean over the batches' groups."""
         self.student.eval()
         totals: dict[str, float] = {}
         n = 0
@@ -169,7 +174,7 @@ class DistillationModule(LightningModule):
             batch = self._scored(batch.to(self.device))
             with self.trainer.precision_plugin.forward_context():
                 embeddings = embed(self.student, self._texts(batch), self.chunk_tokens)
-            for name, term in self._terms(self.dev_loss, embeddings, batch).items():
+            for name, term in self._terms(loss, embeddings, batch).items():
                 totals[name] = totals.get(name, 0.0) + term.item() * len(batch.queries)
             n += len(batch.queries)
         self.student.train()
@@ -179,21 +184,24 @@ class DistillationModule(LightningModule):
         later = self._scored_later[0]
         if later is None or not batch.teacher.isnan().any():
             return batch
-        return with_scores(batch, later.scores(batch, self.chunk_tokens), self.loss.false_negative_ratio)
+        return later.scored(batch, self.chunk_tokens)
 
     def _texts(self, batch: Batch) -> BatchTexts:
         return BatchTexts(batch, self.query_tokens, self.passage_tokens, self.device)
 
     @staticmethod
-    def _terms(loss: DistillationLoss, embeddings: Tensor, batch: Batch) -> Terms:
+    def _terms(loss: Loss, embeddings: Tensor, batch: Batch) -> Terms:
         """The loss of embeddings ``(B + U, D)``: the queries', then the unique passages'."""
         queries, passages = embeddings.split([len(batch.queries), len(batch.passages)])
         with torch.autocast(embeddings.device.type, enabled=False):
             return loss(
-                lambda: torch.einsum("bd,bkd->bk", queries, passages[batch.slots]),
-                lambda: queries @ passages.T,
-                batch.teacher,
-                batch.positives,
-                batch.multiplicity,
-                batch.masked,
+                Similarities(
+                    queries,
+                    passages,
+                    batch.slots,
+                    batch.teacher,
+                    batch.positives,
+                    batch.multiplicity,
+                    batch.masked,
+                )
             )

@@ -1,5 +1,6 @@
 """The stage that tunes the student."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,38 @@ from datasets import Dataset
 from hydra.utils import instantiate
 
 from dense_retrieval.groups.datamodule import GroupsDataModule
-from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.losses.loss import Loss
 from dense_retrieval.records import Corpus, Groups
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.student.export import export
 from dense_retrieval.student.tokens import Tokens
 from dense_retrieval.teacher.scores import load_teacher
 from dense_retrieval.training.fit import fit
 from dense_retrieval.training.module import DistillationModule, ScoredLater
 
-_SPEED = ("teacher_weights", "corpus", "texts", "chunk_tokens", "graph_tokens", "devices", "device", "log")
+_SPEED = ("chunk_tokens", "graph_tokens", "devices", "device", "log")
 
 
-@stage(lambda folder: folder, name="training", speed=_SPEED)
+def _most(groups: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
+    return {"passages": groups["pairs"] * trainer["max_epochs"]}
+
+
+@stage(lambda folder: folder, name="training", version=2, speed=_SPEED, forecast=_most)
 def train(
     folder: Path,
     groups: Folder[Groups],
     passages: Folder[Tokens],
     queries: Folder[Tokens],
-    student: Folder[Path],
+    weights: Folder[Path],
+    temperatures: Folder[dict[str, float]],
     teacher_weights: Mapping[str, Folder[Path]] | None,
-    corpus: Folder[Corpus] | None,
     texts: Folder[Dataset] | None,
+    corpus: Folder[Corpus] | None,
     /,
     *,
-    loss: dict[str, Any],
+    student: dict[str, Any],
+    terms: Mapping[str, Mapping[str, Any]],
+    false_negative_ratio: float,
     trainer: dict[str, Any],
     precision: str,
     seed: int,
@@ -43,36 +51,43 @@ def train(
     devices: int,
     device: str,
     log: Callable[[Mapping[str, float], int], None] | None,
-    **models: Any,
+    teacher: dict[str, Any] | None = None,
+    cut: dict[str, int] | None = None,
 ) -> Counts:
     """The tuned student in ``model``, and how it was trained in ``training.json``.
 
     Args:
-        student: the weights that it starts from.
-        teacher_weights, corpus, texts: of the teacher that scores in training, and what it reads.
-        models: ``student`` and, if it scores in training, ``teacher``: ``_target_`` and arguments.
+        weights: that training starts from.
+        teacher, teacher_weights, texts, corpus: the teacher that scores in training, and what it reads.
+        student, teacher: ``_target_`` and arguments.
+        terms: of the loss, by name ``_target_`` and arguments.
+        cut: with dropout, how steps are cut into passes, which then changes the result.
     """
     torch.manual_seed(seed)
-    learner = instantiate(models["student"], path=str(student.path), revision=None)
-    wanted = DistillationLoss(**loss)
+    learner = instantiate(student, path=str(weights.path))
+    found = temperatures.load()
+    student_tau, teacher_tau = found["student_temperature"], found["teacher_temperature"]
+    loss = Loss({name: instantiate(term) for name, term in terms.items()}).found(student_tau, teacher_tau)
     by_corpus = groups.path / "corpus.npy"
     data = GroupsDataModule(
         groups.load(),
         trainer["batch_size"],
-        wanted.false_negative_ratio,
+        false_negative_ratio,
         seed,
         np.load(by_corpus) if by_corpus.exists() else None,
     )
     later = None
-    if teacher_weights is not None and corpus is not None and texts is not None:
+    if teacher and teacher_weights and texts and corpus:
         asked = texts.load()
         scale = np.zeros((len(asked), 2))
         scale[groups.load().query] = np.load(groups.path / "scale.npy")
-        teacher = load_teacher(models["teacher"], teacher_weights, device)
-        later = ScoredLater(teacher, asked["text"], corpus.load().passages["text"], scale)
+        scorer = load_teacher(teacher, teacher_weights, device)
+        later = ScoredLater(
+            scorer, asked["text"], corpus.load().passages["text"], scale, false_negative_ratio
+        )
     module = DistillationModule(
         learner,
-        wanted,
+        loss,
         queries.load(),
         passages.load(),
         steps_per_epoch=len(data.train_dataloader()),
@@ -92,7 +107,9 @@ def train(
         devices=devices,
         log=log,
     )
+    (folder / "training.json").write_text(json.dumps(summary | {"loss": loss.described()}, indent=1))
     export(learner, folder / "model", "")
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()
-    return {"best_epoch": summary["best_epoch"], "steps": summary["steps"]}
+    read = groups.load().passages.size * summary["epochs"]
+    return {"passages": read, "best_epoch": summary["best_epoch"], "steps": summary["steps"]}

@@ -18,8 +18,9 @@ import numpy as np
 import pandas
 import yaml
 
-from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
+
+METRICS = ["nDCG@10", "R@100", "RR@10", "AP@100"]
 
 
 def write(folder: Path, runs: int, queries: int, seeds: int) -> None:
@@ -44,7 +45,7 @@ def write(folder: Path, runs: int, queries: int, seeds: int) -> None:
             pandas.DataFrame({"system": system, "query": names} | dict.fromkeys(METRICS, values)).dropna()
             for system, values in systems.items()
         ]
-        pandas.concat(parts).to_parquet(run / "per_query.parquet")
+        pandas.concat(parts).to_parquet(run / "per_query.parquet", index=False)
 
 
 def main() -> None:

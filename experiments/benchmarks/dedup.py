@@ -38,12 +38,15 @@ def passages(n: int, seed: int) -> Dataset:
 
 
 def literal(texts: list[str], neighbours: int = 5) -> int:
-    left = [text for text in map(comparable, texts) if len(text) >= 10]
+    left = [(text, -row) for row, text in enumerate(map(comparable, texts)) if len(text) >= 10]
+    stays = {row for _, row in left}
     for _ in range(2):
         left.sort()
-        left = [t for i, t in enumerate(left) if not any(t in o for o in left[i + 1 : i + 1 + neighbours])]
-        left = [text[::-1] for text in left]
-    return len(texts) - len(left)
+        for i, (text, row) in enumerate(left):
+            if any(text in other for other, _ in left[i + 1 : i + 1 + neighbours]):
+                stays.discard(row)
+        left = [(text[::-1], row) for text, row in left]
+    return len(texts) - len(stays)
 
 
 def main() -> None:

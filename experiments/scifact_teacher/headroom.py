@@ -10,13 +10,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
 from hydra import compose, initialize_config_dir
 
 from dense_retrieval import pipeline
+from dense_retrieval.chain import baselines, reranked
 from dense_retrieval.config import CONF, Config
-from dense_retrieval.evaluation import evaluate
-from dense_retrieval.evaluation.rank import asked, headroom_rows
+from dense_retrieval.corpus.read import test_split
+from dense_retrieval.evaluation.measure import measure
 from dense_retrieval.store import Store
 
 
@@ -30,20 +30,13 @@ def main() -> None:
 
 def show(config: Config, teacher: str) -> None:
     store, part = Store(Path(config.cache_dir)), pipeline.prepare(config)
-    store.build(part.corpus)
-    corpus = store.load(part.corpus)
-    tested = pipeline.tested_on(part, pipeline.label(part), list(corpus.queries))
-    _, qrels = asked(corpus, tested.of, None)
-    judged = headroom_rows(qrels, config.evaluation.headroom_queries)
-    rankings = {
-        "BM25": pipeline.bm25(part, tested),
-        "untuned student": pipeline.by_student(part, tested, part.student),
-        teacher: pipeline.by_teacher(part, tested, judged),
-    }
-    store.build(*rankings.values())
-    for name, ranking in rankings.items():
-        values = evaluate.per_query(store.load(ranking), qrels, judged)["nDCG@10"]
-        print(f"{np.nanmean(values):.4f}  {int((~np.isnan(values)).sum())} queries  {name}", flush=True)
+    tested = test_split(part.corpus, split=config.evaluation.split)
+    steps = baselines(part, tested) | {teacher: reranked(part, tested)}
+    store.build(tested, *steps.values())
+    rankings = {name: store.load(step) for name, step in steps.items()}
+    asked = dict.fromkeys(rankings, config.evaluation.headroom_queries)
+    for row in measure(store.load(tested), rankings, config.evaluation.metrics, asked).rows:
+        print(f"{row.means[row.main]:.4f}  {row.n} queries  {row.system}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from dense_retrieval.comparison import page
-from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.runs import find, read_all
 
 if not shutil.which("chromedriver"):
@@ -29,14 +29,19 @@ def browser():
     driver.quit()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    with_facts(folder)
+    comparison = Comparison(read_all(find([folder]))[0], samples=200)
+    (folder / "page.html").write_text(page.render(comparison, []), encoding="utf-8")
+    return folder / "page.html"
+
+
 @pytest.fixture
-def opened(browser, tmp_path):
-    with_facts(tmp_path)
-    (tmp_path / "page.html").write_text(
-        page.render(Comparison(read_all(find([tmp_path]))[0]), []), encoding="utf-8"
-    )
+def opened(browser, written):
     browser.set_window_size(1200, 900)
-    browser.get((tmp_path / "page.html").as_uri())
+    browser.get(written.as_uri())
     drawn(browser, 4)
     return browser
 

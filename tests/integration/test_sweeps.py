@@ -92,14 +92,16 @@ def test_a_sweep_that_cannot_be_compared_says_why(tmp_path):
         AfterSweep().on_multirun_end(config)
 
 
-def test_other_settings_are_not_finished_before(once, run, command):
-    """Nor does an earlier job's result stay where a later one failed."""
+def test_a_finished_run_is_found_again_and_not_replaced_by_another(once, run, command):
     at = "hydra.run.dir=runs/here"
     run(once, *command, at, "logger=none")
     assert "finished before" in run(once, *command, at, "logger=none").stdout
-    assert "finished before" not in run(once, *command, at, "logger=none", "evaluation.headroom_k=4").stdout
-    run(once, *command, at, "logger=none", "querytype=web", check=False)
-    assert not (once / "runs/here/metrics.json").exists() and not (once / "runs/here/model").exists()
+    refused = run(once, *command, at, "logger=none", "evaluation.headroom_k=4", check=False)
+    assert refused.returncode == 1 and refused.stderr == (
+        "error: runs/here holds a finished run with evaluation.headroom_k=20; choose another hydra.run.dir, "
+        "or delete it\n"
+    )
+    assert "finished before" in run(once, *command, at, "logger=none").stdout
 
 
 def test_a_killed_sweep_goes_on(command, run, tmp_path):

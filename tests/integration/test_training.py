@@ -1,5 +1,7 @@
 """Training: resumption, the checkpoint rule, the schedule, two processes; against plain PyTorch."""
 
+import pickle
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +11,21 @@ from conftest import WORDS
 from pytorch_lightning.callbacks import Callback
 
 from dense_retrieval.groups.datamodule import GroupsDataModule
-from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.losses.infonce import InfoNCE
+from dense_retrieval.losses.listwise import Listwise
+from dense_retrieval.losses.loss import Loss
+from dense_retrieval.losses.ranknet import RankNet
+from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import Groups, InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens, tokenize
+from dense_retrieval.training import curves
 from dense_retrieval.training import fit as fitting
-from dense_retrieval.training.fit import DevSelection, fit
+from dense_retrieval.training.fit import fit
 from dense_retrieval.training.module import DistillationModule, ScoredLater
+from dense_retrieval.training.selection import DevSelection, selection_loss
 
-LOSS = DistillationLoss(1.0, 0.1, 0.1, 0.2, 0.1)
+LOSS = Loss({"listwise": Listwise(1.0), "infonce": InfoNCE(0.1, 0.1)}).found(0.1, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -51,40 +59,50 @@ def weights(module: DistillationModule) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.student.parameters()])
 
 
-class DiesInTheMiddle(Callback):
-    def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.current_epoch == 1 and index == 1:
-            raise KeyboardInterrupt
+def gets(signum: int, epoch: int, step: int) -> type[Callback]:
+    class Gets(Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if (trainer.current_epoch, index) == (epoch, step):
+                signal.raise_signal(signum)
+
+    return Gets
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path, monkeypatch, dropout):
+DEATHS = {"SIGTERM": (signal.SIGTERM, 1, 1), "in the last step": (signal.SIGTERM, 2, 2)}
+DEATHS |= {"Ctrl+C": (signal.SIGINT, 1, 1)}
+
+
+@pytest.mark.parametrize(("death", "dropout"), zip(DEATHS, [0.2, 0.0, 0.0], strict=True))
+def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path, monkeypatch, death, dropout):
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     whole, whole_data = parts(data, encoder_folder, dropout=dropout)
     settings = {"max_epochs": 3, "patience": 9, "accelerator": "cpu"}
-    curves: dict[str, dict[tuple[str, int], float]] = {"whole": {}, "broken": {}}
+    logged: dict[str, dict[tuple[str, int], float]] = {"whole": {}, "broken": {}}
 
     def keep(name: str):
-        return lambda values, step: curves[name].update({(key, step): v for key, v in values.items()})
+        return lambda values, step: logged[name].update({(key, step): v for key, v in values.items()})
 
     summary = fit(whole, whole_data, tmp_path / "whole", log=keep("whole"), **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fitting, "RichProgressBar", DiesInTheMiddle)
+        patched.setattr(fitting, "RichProgressBar", gets(*DEATHS[death]))
         broken, broken_data = parts(data, encoder_folder, dropout=dropout)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises((KeyboardInterrupt, SystemExit)) as ended:
             fit(broken, broken_data, tmp_path / "broken", **settings)
+    assert ended.type is KeyboardInterrupt if death == "Ctrl+C" else ended.value.code == 143
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     torch.rand(5)  # another process has another random state
     resumed, resumed_data = parts(data, encoder_folder, dropout=dropout)
     again = fit(resumed, resumed_data, tmp_path / "broken", log=keep("broken"), **settings)
     assert torch.equal(weights(whole), weights(resumed))
     assert again == summary and summary["steps"] == 9 and len(summary["dev"]) == 4
     # what the killed process had logged is still there, and handed on
-    assert curves["broken"] == pytest.approx(curves["whole"])
-    assert [len(list((tmp_path / n).glob("curves/*/metrics.csv"))) for n in ("whole", "broken")] == [1, 2]
+    assert logged["broken"] == pytest.approx(logged["whole"])
+    processes = [len(list((tmp_path / n).glob("curves/*/metrics.csv"))) for n in ("whole", "broken")]
+    assert processes == ([1, 1] if death == "in the last step" else [1, 2])
     best = min(epoch["loss"] for epoch in summary["dev"])  # measured without dropout
-    assert whole.dev_terms(whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)
+    assert whole.mean_terms(LOSS, whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)
 
 
 class Remembers(torch.nn.Module):
@@ -116,7 +134,7 @@ def test_scoring_while_training_gives_the_weights_of_scoring_before(data, encode
     for name, of in {"before": groups, "later": without}.items():
         (tmp_path / name).mkdir()
         module, module_data = parts((of, queries, passages), encoder_folder)
-        module._scored_later = [ScoredLater(teacher, *texts, np.tile([3.0, 2.0], (24, 1)))]
+        module._scored_later = [ScoredLater(teacher, *texts, np.tile([3.0, 2.0], (24, 1)), 0.6)]
         summary = fit(module, module_data, tmp_path / name, max_epochs=3, patience=9, accelerator="cpu")
         results.append((weights(module), summary["dev"]))
         assert "teacher" not in " ".join(module.state_dict())
@@ -168,9 +186,8 @@ def test_one_epoch_equals_plain_pytorch(data, encoder_folder, tmp_path):
             group["lr"] = 1e-3 * [0.5, 1.0, 1.0][step]  # 2 warm-up steps, then the decay begins
         q = torch.cat([student(**queries.batch([int(row)])) for row in batch.queries])
         p = torch.cat([student(**passages.batch([int(row)])) for row in batch.passages])
-        scores = (torch.einsum("bd,bkd->bk", q, p[batch.slots]), q @ p.T)
-        inputs = (batch.teacher, batch.positives, batch.multiplicity, batch.masked)
-        loss = LOSS(lambda scores=scores: scores[0], lambda scores=scores: scores[1], *inputs)["loss"]
+        rest = (batch.slots, batch.teacher, batch.positives, batch.multiplicity, batch.masked)
+        loss = LOSS(Similarities(q, p, *rest))["loss"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -184,10 +201,12 @@ def test_training_lowers_the_dev_loss_and_keeps_the_best(data, encoder_folder, t
     summary = fit(module, module_data, tmp_path, max_epochs=4, patience=9, accelerator="cpu")
     losses = [epoch["loss"] for epoch in summary["dev"]]
     assert summary["best_epoch"] == int(np.argmin(losses))
-    assert module.dev_terms(module_data.val_dataloader())["loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert module.mean_terms(LOSS, module_data.val_dataloader())["loss"] == pytest.approx(
+        min(losses), rel=1e-6
+    )
     uneven = GroupsDataModule(data[0], 3, 0.6, seed=1)  # dev batches of 3 and 1 groups
     listwise = summary["dev"][summary["best_epoch"]]["listwise"]
-    assert module.dev_terms(uneven.val_dataloader())["listwise"] == pytest.approx(listwise, rel=1e-5)
+    assert module.mean_terms(LOSS, uneven.val_dataloader())["listwise"] == pytest.approx(listwise, rel=1e-5)
 
 
 def test_nothing_that_helps_leaves_the_untuned_student(data, encoder_folder, tmp_path):
@@ -203,7 +222,7 @@ def test_without_dev_groups_the_last_weights_are_kept(data, encoder_folder, tmp_
     module, module_data = parts((groups, *data[1:]), encoder_folder, epochs=3, rate=5.0)
     summary = fit(module, module_data, tmp_path, max_epochs=3, patience=1, accelerator="cpu")
     assert (summary["best_epoch"], summary["dev"]) == (3, [{}, {}, {}, {}])
-    last = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     trained = {f"student.{name}": value for name, value in module.student.state_dict().items()}
     assert all(torch.equal(trained[name], value) for name, value in last.items())
 
@@ -230,8 +249,54 @@ def test_the_schedule(data, encoder_folder):
 def test_checkpoints_hold_the_student_only(data, encoder_folder, tmp_path):
     module, module_data = parts(data, encoder_folder, epochs=1)
     fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
-    state = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert {name.split(".")[0] for name in state["state_dict"]} == {"student"}
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(data, encoder_folder, tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    for content in (pickle.dumps(Runs()), b"", b"PK no zip"):
+        (tmp_path / "last.ckpt").write_bytes(content)
+        with pytest.raises(InputError, match=r"^[^\n]*last.ckpt is broken, or of another version[^\n]*$"):
+            fit(*parts(data, encoder_folder), tmp_path, max_epochs=1, accelerator="cpu")
+    torch.save({"callbacks": Runs()}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"last.ckpt"):
+        fit(*parts(data, encoder_folder), tmp_path, max_epochs=1, accelerator="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_curves_of_many_processes_are_in_order(tmp_path):
+    for process in range(12):
+        folder = tmp_path / "curves" / str(process)
+        folder.mkdir(parents=True)
+        # Each process repeats the last step of the one before, which had been killed in that epoch.
+        lines = [f"{process + step},{process * 10 + step}.0,\n" for step in (0, 1)]
+        (folder / "metrics.csv").write_text(
+            "step,train/loss,dev/loss\n" + "".join(lines) + f"{process},,1.0\n"
+        )
+    expected = [(step, step * 10.0) for step in range(12)] + [(12, 111.0)]
+    assert curves.training_loss(tmp_path) == expected
+    assert curves.training_loss(tmp_path, points=7) == expected[::2]
+    replayed: dict[int, float] = {}
+    curves.replay(tmp_path, lambda values, step: replayed.update({step: values.get("train/loss")}))
+    assert list(replayed) == list(range(13))
+
+
+def test_the_checkpoint_is_chosen_by_the_same_rule_whatever_is_trained():
+    found = Loss({"ranknet": RankNet(1.0)}).found(0.05, 0.3)
+    assert selection_loss(found).terms == {"listwise": Listwise(1.0, 0.05, 0.3), "infonce": InfoNCE(0.1)}
+    assert selection_loss(LOSS).terms == {
+        "listwise": Listwise(1.0, 0.1, 0.2),
+        "infonce": InfoNCE(0.1, 0.1),
+    }
+    inactive = Loss({"listwise": Listwise(0, 9.0, 9.0), "mine": InfoNCE(2, 0.7)}).found(0.05, 0.3)
+    assert selection_loss(inactive).terms == {
+        "listwise": Listwise(1.0, 0.05, 0.3),
+        "infonce": InfoNCE(0.1, 0.7),
+    }
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -16,11 +16,17 @@ from scipy import stats
 
 from dense_retrieval.compare import main
 from dense_retrieval.comparison import charts, page, tables
-from dense_retrieval.comparison.compare import Comparison
+from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
 from dense_retrieval.evaluation import significance
 from dense_retrieval.records import InputError
+
+
+@pytest.fixture(autouse=True)
+def no_bundle(monkeypatch):
+    """The charts' JavaScript takes a second to make, and draws nothing here."""
+    monkeypatch.setattr(page.vl_convert, "javascript_bundle", lambda: "")
 
 
 def grid(folder, seeds=(0, 1), corpora=("kale", "basalt"), effect: float = 0.2) -> dict:
@@ -46,11 +52,16 @@ def comparison(folder, baseline: str = "untuned student") -> Comparison:
     return Comparison(runs, baseline, samples=2000)
 
 
+def datasets(chart: dict) -> list[dict]:
+    """The points of a chart."""
+    return [point for of in chart["datasets"].values() for point in of]
+
+
 def test_a_grid_by_hand(tmp_path):
     truth = grid(tmp_path)
     found = comparison(tmp_path)
     assert found.columns == ["loss"]  # its weight follows from it, seeds are averaged, paths do not count
-    assert [row.name for row in found.rows] == ["untuned student", "loss=infonce", "loss=listwise"]
+    assert [line.name for line in found.lines] == ["untuned student", "loss=infonce", "loss=listwise"]
     table = found.table.set_index(["corpus", "system", "loss", "metric"]).sort_index()
     means = {}
     for corpus, loss in itertools.product(["kale", "basalt"], ["infonce", "listwise"]):
@@ -112,7 +123,7 @@ def test_references_that_depend_on_a_setting_are_lines_of_their_own(tmp_path):
         systems["tuned student"] = values[3 + number]
         write_run(tmp_path / student, {"student": student}, systems)
     found = comparison(tmp_path)
-    assert [row.name for row in found.rows] == [
+    assert [line.name for line in found.lines] == [
         "BM25",
         "untuned student student=bge",
         "untuned student student=e5",
@@ -151,8 +162,8 @@ def test_a_reference_on_corpora_that_no_run_shares_is_one_line(tmp_path):
         write_run(tmp_path / str(number), {"querytype": querytype}, systems, corpus)
     write_run(tmp_path / "4", {"querytype": "title"}, systems, "basalt")
     found = comparison(tmp_path)
-    names = [row.name for row in found.rows]
-    assert names.count("untuned student") == 1 and set(found.rows[0].values) == {"kale", "basalt"}
+    names = [line.name for line in found.lines]
+    assert names.count("untuned student") == 1 and set(found.lines[0].values) == {"kale", "basalt"}
     assert tables.latex(found).count("\nuntuned student") == 1
     assert "querytype=web" in names and tables.corpora(found) == ["kale", "basalt", "average"]
 
@@ -164,7 +175,7 @@ def test_references_that_no_setting_tells_apart(tmp_path):
         write_run(tmp_path / str(number), {"seed": number}, systems)
     write_run(tmp_path / "2", {"seed": 0, "loss": "listwise"}, systems)
     write_run(tmp_path / "3", {"seed": 0, "loss": "infonce"}, systems | {"BM25": np.zeros(9)})
-    names = [row.name for row in comparison(tmp_path).rows]
+    names = [line.name for line in comparison(tmp_path).lines]
     assert len(names) == len(set(names)) and "untuned student" in names
     assert tables.latex(comparison(tmp_path))
 
@@ -202,7 +213,7 @@ def test_many_long_curves(tmp_path):
         systems = {"untuned student": np.zeros(3), "tuned student": np.ones(3)}
         write_run(tmp_path / str(seed), {"seed": seed}, systems, curve=curve)
     (chart,) = charts.curves(comparison(tmp_path), "kale")
-    assert len(next(iter(chart["datasets"].values()))) == 18 * 300
+    assert len(datasets(chart)) == 18 * 300
 
 
 def test_what_cannot_be_compared_is_named_and_the_rest_is_compared(tmp_path):
@@ -268,7 +279,7 @@ def test_a_teacher_that_reranked_for_fewer_queries_is_the_same_one(tmp_path):
         given = {"seed": seed, "evaluation.headroom_queries": n, "evaluation.heldout_types": ["claim"] * seed}
         write_run(tmp_path / str(seed), given, systems | {"tuned student": np.ones(30)})
     found = comparison(tmp_path)
-    assert [row.name for row in found.rows] == ["untuned student", "teacher", "tuned student"]
+    assert [line.name for line in found.lines] == ["untuned student", "teacher", "tuned student"]
     line = found.table.query("metric == 'nDCG@10'").set_index("name").loc["teacher"]
     assert line["queries"] == 20 and line["mean"] == pytest.approx(values[:20].mean()) and line["seeds"] == 1
     assert "(20 queries)" in tables.latex(found)
@@ -279,6 +290,92 @@ def test_folders_of_generated_queries_are_no_failed_runs(tmp_path):
     (tmp_path / "generated/.hydra").mkdir(parents=True)
     (tmp_path / "generated/queries.jsonl").write_text("")
     assert read_all(find([tmp_path]))[1] == {}
+
+
+def old_run(folder) -> dict[str, np.ndarray]:
+    """A run as version 0.1.0 left it: MRR@10 and MAP@100, no evaluation.metrics; the tuned student's values."""
+    names = ["nDCG@10", "R@100", "MRR@10", "MAP@100"]
+    tuned = dict(zip(names, np.random.default_rng(7).random((4, 20)), strict=True))
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        "data: {name: kale}\nevaluation: {split: test, headroom_k: 20}\nlogger: {enabled: false}\n"
+        "loss: {listwise_weight: 0.0}\nseed: 0\n"
+    )
+    means = {name: values.mean() for name, values in tuned.items()}
+    heldout = {"claim": [{"system": "tuned student", "means": {"nDCG@10": 0.25, "MRR@10": 0.125}}]}
+    choices = {"data": "kale", "loss": "infonce"}
+    facts = {"systems": {"tuned student": {"means": means}}, "corpus": "kale", "split": "test"}
+    (folder / "metrics.json").write_text(json.dumps(facts | {"choices": choices, "heldout": heldout}))
+    queries = {"query": [f"q{i}" for i in range(20)]}
+    of_systems = {
+        "untuned student": {name: values / 2 for name, values in tuned.items()},
+        "tuned student": tuned,
+    }
+    tables_ = [pandas.DataFrame({"system": system} | queries | of) for system, of in of_systems.items()]
+    pandas.concat(tables_, ignore_index=True).to_parquet(folder / "per_query.parquet")
+    return tuned
+
+
+def test_runs_are_compared_by_the_metrics_that_all_have(tmp_path):
+    """Also those from before evaluation.metrics; the first run's order says which is the main one."""
+    tuned = old_run(tmp_path / "b")
+    (run,) = read(tmp_path / "b")
+    assert run.metrics == ["nDCG@10", "R@100", "RR@10", "AP@100"]
+    metrics = ["RR@10", "P@5", "AP@100"]
+    values = {"untuned student": np.zeros(20), "tuned student": np.full(20, 0.75)}
+    heldout = {"claim": [{"system": "tuned student", "means": {"RR@10": 0.5, "P@5": 0.1, "AP@100": 0.2}}]}
+    given = {"loss": "listwise", "loss.listwise_weight": 1.0, "evaluation.metrics": metrics}
+    write_run(tmp_path / "a", given, values, metrics=metrics, heldout=heldout)
+    found = comparison(tmp_path)
+    assert found.columns == ["loss"] and not found.excluded
+    assert found.metrics == ["RR@10", "AP@100"] and found.main == "RR@10"
+    assert tables.note(found).endswith("Metrics that not every run has are left out: P@5, nDCG@10, R@100.")
+    table = found.table.set_index(["loss", "system", "metric"])
+    for old, new in {"MRR@10": "RR@10", "MAP@100": "AP@100"}.items():
+        line = table.loc["infonce", "tuned student", new]
+        assert line["mean"] == pytest.approx(tuned[old].mean())
+        assert line["difference"] == pytest.approx(tuned[old].mean() / 2)
+        assert table.loc["listwise", "tuned student", new]["mean"] == 0.75
+    header = tables.cells(found, "kale")[0]
+    assert header == ["system", "loss", "RR@10", "difference", "p", "AP@100", "seeds", "queries"]
+    assert tables.latex(found).startswith("% RR@10, ")
+    html = page.render(found, [])
+    assert "nDCG@10" not in html.partition("const specs")[2] and "RR@10 on synthetic queries" in html
+    cells = {cell["name"]: cell["value"] for cell in datasets(charts.querytypes(found, "kale"))}
+    assert cells == {"loss=infonce": 0.125, "loss=listwise": 0.5}
+    (tmp_path / "b").rename(tmp_path / "0")
+    assert comparison(tmp_path).metrics == ["RR@10", "AP@100"]
+    assert Comparison(read(tmp_path / "0")).metrics == run.metrics
+
+
+def test_equal_values_of_other_metrics_are_told_apart(tmp_path):
+    values = {"untuned student": np.zeros(9), "tuned student": np.ones(9)}
+    for name, metrics in {"a": ["P@5", "nDCG@10"], "b": ["nDCG@10", "P@10"]}.items():
+        write_run(tmp_path / name, {"loss": name}, values, metrics=metrics)
+    runs, _ = read_all(find([tmp_path]))
+    assert [run.metrics for run in runs] == [["P@5", "nDCG@10"], ["nDCG@10", "P@10"]]
+    assert Comparison(runs, samples=100).metrics == ["nDCG@10"]
+
+
+def test_runs_without_a_metric_in_common_are_left_out(tmp_path):
+    """Those that have the metric that most have stay; a run left out narrows nothing."""
+    values = {"untuned student": np.zeros(9), "tuned student": np.ones(9)}
+    of = {"a": ["P@5", "P@10"], "b": ["nDCG@10", "R@100"], "c": ["R@100", "nDCG@10"], "d": ["P@10"]}
+    for name, metrics in of.items():
+        write_run(tmp_path / name, {"loss": name}, values, metrics=metrics)
+    write_run(tmp_path / "e", {"loss": "e"}, values, metrics=["nDCG@10", "R@100", "P@5"])
+    found = comparison(tmp_path)
+    assert [run.folder.name for run in found.runs] == ["b", "c", "e"]
+    assert found.metrics == ["nDCG@10", "R@100"] and found.unshared == ["P@5"]
+    assert list(found.excluded.values()) == [
+        f"{tmp_path}/{name} was measured by {', '.join(of[name])}, not by nDCG@10 as {tmp_path}/b; run its "
+        "command again with nDCG@10 in evaluation.metrics: nothing is trained anew"
+        for name in "ad"
+    ]
+    table = pandas.read_parquet(tmp_path / "c/per_query.parquet")
+    table[["system", "query"]].to_parquet(tmp_path / "c/per_query.parquet")
+    with pytest.raises(InputError, match="c/per_query.parquet has no metric"):
+        read(tmp_path / "c")
 
 
 def test_a_repeated_run_counts_once(tmp_path):
@@ -359,7 +456,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 def test_the_queries_that_moved_most(tmp_path):
     with_facts(tmp_path)
     found = comparison(tmp_path)
-    row = found.rows[-1]
+    row = found.lines[-1]
     d = found.difference(row, "kale", "nDCG@10").sort_values()
     shown = moved(found, row, "kale")
     assert [m.query for m in shown] == [*d.index[::-1][:4], *d.index[:4]]
@@ -385,7 +482,7 @@ def test_the_page_holds_what_the_comparison_says(tmp_path):
         assert "".join(f"<td>{cell}</td>" for cell in line) in html
     specs = json.loads(re.search(r"const specs = (.*);", html)[1].replace("<\\/", "</"))
     assert len(specs) == 4  # differences, training losses, dev losses, query types
-    points = [point for spec in specs.values() for of in spec["datasets"].values() for point in of]
+    points = [point for spec in specs.values() for point in datasets(spec)]
     main = found.table.query("metric == 'nDCG@10'").dropna(subset="difference")
     by_name = main.set_index("name")["difference"]
     drawn = {p["name"]: p["difference"] for p in points if "difference" in p}
@@ -395,5 +492,5 @@ def test_the_page_holds_what_the_comparison_says(tmp_path):
     assert all(spec["description"] for spec in specs.values())
     assert re.search(r"<td>claim</td><td>77</td><td>66</td><td>55</td>", html)
     assert "python -m dense_retrieval.run loss=listwise" in html and "0123456789ab<" in html
-    better = int((found.difference(found.rows[-1], "kale", "nDCG@10") > 0).sum())
+    better = int((found.difference(found.lines[-1], "kale", "nDCG@10") > 0).sum())
     assert f"<td>loss=listwise</td><td>{better}</td><td>0</td><td>{12 - better}</td>" in html

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from dense_retrieval.corpus import beir, embedded, holdout
+from dense_retrieval.corpus.archive import unpack
 from dense_retrieval.corpus.text import passage_text
 from dense_retrieval.evaluation.evaluate import per_query
+from dense_retrieval.queries import human
 from dense_retrieval.records import CandidateList, Corpus, InputError
 
 PASSAGES = [
@@ -75,6 +77,44 @@ def test_zip_cannot_write_outside_its_folder(tmp_path):
     with pytest.raises(InputError, match="escaped.txt.*outside"):
         beir.read_folder(str(tmp_path / "evil.zip"))
     assert not list(tmp_path.parent.glob("**/escaped.txt"))
+
+
+def test_no_more_of_a_zip_is_unpacked_than_is_read(folder, tmp_path):
+    shutil.make_archive(str(tmp_path / "tiny"), "zip", tmp_path, "tiny")
+    with zipfile.ZipFile(tmp_path / "tiny.zip", "a") as archive:
+        for name in (
+            "model.bin",
+            "tiny/images/1.png",
+            "tiny/qrels/old/test.tsv",
+            "__MACOSX/tiny/._corpus.jsonl",
+        ):
+            archive.writestr(name, "x")
+        archive.getinfo("model.bin").file_size = 10**15  # not read, so no matter
+    (tmp_path / "out").mkdir()
+    assert unpack(tmp_path / "tiny.zip", tmp_path / "out") == tmp_path / "out" / "tiny"
+    found = {str(p.relative_to(tmp_path / "out/tiny")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert found == {"corpus.jsonl", "queries.jsonl", "qrels/test.tsv"}
+
+
+@pytest.mark.parametrize(
+    ("size", "packed", "free", "message"),
+    [
+        (3_000_000_000, 3_000_000, 10**10, "corpus.jsonl' would grow 3.0 GB large from 3.0 MB"),
+        (3_000_000_000, 1_000_000_000, 10**10, None),  # MS MARCO
+        (90_000_000, 100_000, 10**10, None),
+        (3_000_000_000, 1_000_000_000, 2 * 10**9, r"needs 3.0 GB, \S+ has 2.0 GB; .*TMPDIR"),
+    ],
+)
+def test_a_zip_that_is_too_large_is_not_unpacked(folder, tmp_path, monkeypatch, size, packed, free, message):
+    """The sizes in the zip's table are made up; what is not refused is broken, as a file this small is."""
+    with zipfile.ZipFile(tmp_path / "tiny.zip", "w") as archive:
+        archive.write(folder / "corpus.jsonl", "tiny/corpus.jsonl")
+        archive.infolist()[0].file_size, archive.infolist()[0].compress_size = size, packed
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=message or "no readable zip") as caught:
+        beir.read_folder(str(tmp_path / "tiny.zip"))
+    assert "\n" not in str(caught.value)
 
 
 def test_broken_zip(tmp_path):
@@ -148,12 +188,32 @@ original = beir.snapshot_download
         ("qrels/test.tsv", "q1\td1\tinf", r"test.tsv:1: .*whole score"),
         ("qrels/test.tsv", "q1\td1\thigh", r"test.tsv:1: .*whole score"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", r"test.tsv: has no judgement"),
+        ("qrels/test.tsv", TSV + "q2\td1\t1001", r"test.tsv:5: the grade 1001 is above 1000"),
+        ("qrels/test.tsv", TSV + "q2\td1\t1e300", r"test.tsv:5: the grade .* is above 1000"),
+        ("qrels/test.tsv", TSV + "q1\td1\t1", r"test.tsv:5: .*'q1'.*'d1'.* 1, in line 2 it is 2"),
+        ("qrels/test.tsv", "q1\td1\t0\nq2\td2\t-1\n", r"test.tsv: no grade is above 0"),
     ],
 )
 def test_bad_input_is_named(folder, file, content, message):
     (folder / file).write_text(content)
     with pytest.raises(InputError, match=message):
         beir.read_folder(str(folder))
+
+
+def test_negative_grades_and_copies_of_a_judgement_are_measured_as_trec_eval_does_without_them(folder):
+    """trec_eval itself reads outside its memory where a grade is below -1."""
+    copies = "q1\td1\t2\nq3\td1\t-2\nq3\td1\t-1\n"
+    (folder / "qrels" / "test.tsv").write_text(TSV + copies + "q2\td3\t-2147483648\nq2\td1\t1000\n")
+    corpus = beir.read_folder(str(folder))
+    qrels = corpus.qrels["test"]
+    assert list(zip(qrels.query, qrels.passage, qrels.relevance, strict=True)) == [
+        *[(0, 0, 2), (0, 1, 0), (2, 1, 1), (2, 0, 0)],
+        *[(1, 2, 0), (1, 0, 1000)],
+    ]
+    ranking = CandidateList(np.tile([0, 2, 1], (3, 1)), np.tile(np.float32([2, 1, 0]), (3, 1)))
+    values = per_query(ranking, qrels)
+    np.testing.assert_allclose(values["MAP@100"], [1, 1, 1 / 3])
+    np.testing.assert_allclose(values["nDCG@10"], [1, 1, 1 / 2])
 
 
 @pytest.mark.parametrize(
@@ -183,6 +243,11 @@ def test_a_dev_split_is_read(folder):
     corpus = beir.read_folder(str(folder))
     assert corpus.queries["dev"]["id"][:] == corpus.queries["test"]["id"][:]
     assert set(beir.read_folder(str(folder), test_split="dev").queries) == set(corpus.queries) - {"dev"}
+    shutil.copy(folder / "qrels/test.tsv", folder / "qrels/train.tsv")
+    tested_on = beir.read_folder(str(folder), test_split="train")
+    assert set(tested_on.queries) == {"dev", "test"}  # else it might be trained on
+    with pytest.raises(InputError, match=r"no human training queries.*data.test_split=train"):
+        human.from_train_split(tested_on)
 
 
 def test_missing_folder():
@@ -242,7 +307,8 @@ def test_a_zip_broken_inside_a_member(folder, tmp_path):
     for position in range(0, len(whole), 7):
         archive.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
         try:
-            beir._unzip(archive, tmp_path / f"out{position}")
+            (tmp_path / f"out{position}").mkdir()
+            unpack(archive, tmp_path / f"out{position}")
         except InputError as error:
             refused += "\n" not in str(error)
     assert refused > 20
@@ -274,7 +340,7 @@ def test_known_missing_passages_count_against_every_system(folder):
         *[(0, -1), (0, -2), (1, -2)],
     ]
     ranking = CandidateList(np.tile([0, 1, -1], (3, 1)), np.tile(np.float32([2, 1, -np.inf]), (3, 1)))
-    assert per_query(ranking, qrels)["R@100"].tolist() == [pytest.approx(1 / 3), 0.0, 1.0]
+    assert per_query(ranking, qrels, ["R@100"])["R@100"].tolist() == [pytest.approx(1 / 3), 0.0, 1.0]
     with pytest.raises(InputError, match="d8"):
         beir.read_folder(str(folder), missing_passages=1)
 

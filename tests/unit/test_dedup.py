@@ -1,57 +1,101 @@
 """Duplicate passages against the paper's description taken literally."""
 
+import itertools
 import re
 import unicodedata
 
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dense_retrieval.corpus import dedup
 from dense_retrieval.corpus.dedup import comparable, duplicates
+from dense_retrieval.corpus.text import passage_text
 
 
 def table(texts: list[str]) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
-def literal(texts: list[str], neighbours: int) -> list[int]:
-    """Everything in memory: sort, look at the next few, sort by the reversed text, again."""
-    left = [(comparable(t), i) for i, t in enumerate(texts) if len(comparable(t)) >= 10]
+def contained(texts: list[str], shortest: int, neighbours: int) -> list[int]:
+    """By the definition, all pairs: too short, or contained in one of the next few, forwards or backwards."""
+    left = [(comparable(t), i) for i, t in enumerate(texts) if len(comparable(t)) >= shortest]
+    stays = {i for _, i in left}
     for direction in (1, -1):
-        left = sorted(((t[::direction], i) for t, i in left), key=lambda item: (item[0], -item[1]))
-        left = [
-            (t[::direction], i)
-            for at, (t, i) in enumerate(left)
-            if not any(t in other for other, _ in left[at + 1 : at + 1 + neighbours])
-        ]
-    return sorted(set(range(len(texts))) - {i for _, i in left})
+        # how many come between two of them; of equal ones the first comes last
+        ranks = {item: (item[0][::direction], -item[1]) for item in left}
+        for short in left:
+            for long in left:
+                between = sum(ranks[short] < ranks[other] <= ranks[long] for other in left)
+                if short[0] in long[0] and 1 <= between <= neighbours:
+                    stays.discard(short[1])
+    return sorted(set(range(len(texts))) - stays)
 
 
 WORDS = st.sampled_from(["kale", "is", "a", "cabbage", "rock", "é", "12", "ﬁn", "—"])
-TEXTS = st.lists(st.lists(WORDS, max_size=9).map(" ".join), max_size=25)
+LETTERS = st.text("ab", max_size=6)
+TEXTS = st.lists(st.lists(WORDS, max_size=9).map(" ".join), max_size=25) | st.lists(LETTERS, max_size=25)
 
 
-@given(texts=TEXTS, neighbours=st.integers(1, 4), key=st.integers(1, 12), at_once=st.integers(1, 9))
+@given(
+    texts=TEXTS,
+    shortest=st.integers(1, 10),
+    neighbours=st.integers(1, 4) | st.just(100),
+    key=st.integers(1, 12),
+    at_once=st.integers(1, 9),
+)
+@example(texts=["abba", "bb", "abb"], shortest=1, neighbours=100, key=1, at_once=9)
 @settings(max_examples=60, deadline=None)
-def test_equals_the_literal_algorithm_whatever_the_sizes(texts, neighbours, key, at_once):
+def test_equals_the_definition_whatever_the_sizes(texts, shortest, neighbours, key, at_once):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup, "MIN_CHARACTERS", shortest)
         patch.setattr(dedup, "_KEY", key)
         patch.setattr(dedup, "_AT_ONCE", at_once)
-        found = duplicates(table(texts), neighbours)
-    assert found.tolist() == literal(texts, neighbours)
+        found = duplicates(table(texts), neighbours=neighbours)
+    assert found.tolist() == contained(texts, shortest, neighbours)
 
 
 @given(TEXTS)
 @settings(max_examples=60, deadline=None)
 def test_what_is_dropped_is_contained_in_what_stays(texts):
     dropped = set(duplicates(table(texts)).tolist())
-    stay = [comparable(t) for i, t in enumerate(texts) if i not in dropped]
+    shown = [comparable(t) for t in texts]
+    stay = [t for i, t in enumerate(shown) if i not in dropped]
     for row in dropped:
-        assert len(comparable(texts[row])) < 10 or any(comparable(texts[row]) in other for other in stay)
+        assert len(shown[row]) < 10 or any(shown[row] in other for other in stay)
+        assert shown[row] not in stay or shown.index(shown[row]) < row
     assert len(set(stay)) == len(stay)
+    for start, end in itertools.permutations(stay, 2):  # found whatever stands between them
+        assert not end.startswith(start) and not end.endswith(start)
+
+
+def test_what_is_dropped_contains_others_still():
+    """An end of a passage that is itself the beginning of another one."""
+    assert duplicates(table(["rock of lavas", "a rock of lavas", "a rock of lavas cooled"])).tolist() == [
+        0,
+        1,
+    ]
+
+
+def test_titles_are_not_compared():
+    titles = ["Kale", "Borecole", " A rock\nthat is a very long title ", "", "Fen", "A title without a text"]
+    texts = [
+        "It is a leaf cabbage.",
+        "It is a leaf cabbage.",
+        "Wetland",
+        "Kale is a leaf",
+        "Fen wetlands",
+        "",
+    ]
+    for titled, cut, expected in ((True, None, [1, 2, 5]), (True, 12, [0, 1, 2, 4, 5]), (False, None, [])):
+        shown = [
+            passage_text(title, text, "title_and_text", cut)
+            for title, text in zip(titles, texts, strict=True)
+        ]
+        passages = Dataset.from_dict({"title": titles, "text": shown})
+        assert duplicates(passages, titled=titled).tolist() == expected
 
 
 def test_by_hand():

@@ -1,6 +1,7 @@
 """What a language model is asked, and that no answer is paid for twice."""
 
 import itertools
+import json
 import time
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_a_long_generation_says_now_and_then_how_far_it_is(tmp_path, caplog, mon
         generate(Echo(), memo, all_requests(["a", "b", "c"], types=("claim", "web"))[:5])
     said = [message for message in caplog.messages if " of 5 queries: " in message]
     assert said == ["3 of 5 queries: 36 queries an hour, 30 tokens read, 9 written"]
+
+
+def test_half_a_character_is_replaced_whatever_wrote_it(tmp_path):
+    """JSON may hold a lone surrogate, which no file and no database takes."""
+
+    class Half(Echo):
+        def complete(self, asked):
+            answer = json.loads(r'"\ud83d kale \udc00\ud83e\udd6c"')
+            yield from ((i, Completion(answer, "stop", 1, 1)) for i in range(len(asked)))
+
+    with Memo(tmp_path / "memo") as memo:
+        for backend in (Half(), Unloaded()):
+            found = generate(backend, memo, all_requests())
+            assert {c.text for c in found} == {"\ufffd kale \ufffd\U0001f96c"}
+    Dataset.from_dict({"text": [c.text for c in found]})
 
 
 def test_a_prompt_that_did_not_fit_is_asked_again(tmp_path):

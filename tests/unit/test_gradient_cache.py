@@ -10,12 +10,14 @@ from torch import nn
 from transformers import BertModel
 
 from dense_retrieval.groups.batch import collate
-from dense_retrieval.losses.combined import DistillationLoss
+from dense_retrieval.losses.infonce import InfoNCE
+from dense_retrieval.losses.listwise import Listwise
+from dense_retrieval.losses.loss import Loss
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.training.gradient_cache import backward, embed
 from dense_retrieval.training.module import DistillationModule
 
-LOSS = DistillationLoss(1.0, 0.1, 0.05, 0.3, 0.05)
+LOSS = Loss({"listwise": Listwise(1.0, 0.05, 0.3), "infonce": InfoNCE(0.1, 0.05)})
 
 
 class Texts:

@@ -8,10 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dense_retrieval.groups.batch import collate
-from dense_retrieval.losses.combined import DistillationLoss
-from dense_retrieval.losses.infonce import infonce
-from dense_retrieval.losses.listwise import listwise
+from dense_retrieval.groups.batch import Batch, collate
+from dense_retrieval.losses.infonce import InfoNCE
+from dense_retrieval.losses.listwise import Listwise
+from dense_retrieval.losses.loss import Loss, active
+from dense_retrieval.losses.margin_mse import MarginMSE
+from dense_retrieval.losses.ranknet import RankNet
+from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import Groups, InputError
 
 
@@ -55,38 +58,73 @@ def naive_infonce(cosine, groups: Groups, temperature: float, ratio: float) -> f
     return total / len(groups.passages)
 
 
+def naive_margin_mse(cosines, teacher, scale: float) -> float:
+    errors = [
+        (scale * (s[0] - s[k]) - (t[0] - t[k])) ** 2
+        for s, t in zip(cosines, teacher, strict=True)
+        for k in range(1, len(t))
+        if t[k] != -math.inf
+    ]
+    return sum(errors) / max(1, len(errors))
+
+
+def naive_ranknet(cosines, teacher, temperature: float) -> float:
+    losses = [
+        math.log1p(math.exp(-(s[i] - s[j]) / temperature))
+        for s, t in zip(cosines, teacher, strict=True)
+        for i in range(len(t))
+        for j in range(len(t))
+        if t[i] > t[j] > -math.inf
+    ]
+    return sum(losses) / max(1, len(losses))
+
+
+def of_batch(batch: Batch, queries: torch.Tensor, passages: torch.Tensor) -> Similarities:
+    rest = (batch.slots, batch.teacher, batch.positives, batch.multiplicity, batch.masked)
+    return Similarities(queries, passages, *rest)
+
+
+def of_cosines(cosines: torch.Tensor, teacher: torch.Tensor) -> Similarities:
+    """With these ``(B, K)`` cosines of the candidates, all of them different passages."""
+    n = cosines.numel()
+    slots = torch.arange(n).reshape(cosines.shape)
+    own = torch.stack([slots[:, 0], slots[:, 0]], 1)
+    own[:, 0] = torch.arange(len(own))
+    embedded = torch.block_diag(*cosines), torch.eye(n, dtype=cosines.dtype)
+    return Similarities(*embedded, slots, teacher, slots[:, 0], torch.ones(n), own)
+
+
 @given(seed=st.integers(0, 10_000), ragged=st.booleans(), ratio=st.sampled_from([0.0, 0.6, 0.95]))
 @settings(max_examples=60, deadline=None)
 def test_losses_equal_naive_loops(seed, ragged, ratio):
     groups = random_groups(seed, ragged=ragged)
+    groups.teacher[:, 1:3] = groups.teacher[:, 1:2]  # a tie; or padding
+    groups.teacher[groups.passages < 0] = -np.inf
     batch = collate(groups, np.arange(6), ratio)
     rng = np.random.default_rng(seed)
     embeddings = torch.from_numpy(rng.normal(size=(6 + 12, 4)))
     queries, by_id = torch.nn.functional.normalize(embeddings, dim=1).split([6, 12])
-    passages = by_id[batch.passages]
-    similarities = queries @ passages.T
-    cosines = torch.einsum("bd,bkd->bk", queries, passages[batch.slots])
-
-    expected = naive_listwise(cosines.tolist(), groups.teacher.tolist(), 0.05, 0.3)
-    assert listwise(cosines, batch.teacher, 0.05, 0.3).item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    of = of_batch(batch, queries, by_id[batch.passages])
+    of_lists = of.candidates.tolist(), groups.teacher.tolist()
 
     def cosine(query: int, passage: int) -> float:
         return float(queries[query] @ by_id[passage])
 
-    expected = naive_infonce(cosine, groups, 0.05, ratio)
-    value = infonce(similarities, batch.positives, batch.multiplicity, batch.masked, 0.05)
-    assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-    combined = DistillationLoss(1.0, 0.1, 0.05, 0.3, 0.05, ratio)
-    terms = combined(
-        lambda: cosines,
-        lambda: similarities,
-        batch.teacher,
-        batch.positives,
-        batch.multiplicity,
-        batch.masked,
-    )
-    assert terms["loss"].item() == pytest.approx((terms["listwise"] + 0.1 * terms["infonce"]).item())
+    expected = {
+        "listwise": naive_listwise(*of_lists, 0.05, 0.3),
+        "infonce": naive_infonce(cosine, groups, 0.05, ratio),
+        "margin_mse": naive_margin_mse(*of_lists, 2.0),
+        "ranknet": naive_ranknet(*of_lists, 0.1),
+    }
+    terms = {
+        "listwise": Listwise(1.0, 0.05, 0.3),
+        "infonce": InfoNCE(0.1, 0.05),
+        "margin_mse": MarginMSE(0.5, 2.0),
+        "ranknet": RankNet(2.0, 0.1),
+    }
+    values = {name: value.item() for name, value in Loss(terms)(of).items()}
+    total = sum(terms[name].weight * value for name, value in expected.items())
+    assert values == pytest.approx(expected | {"loss": total}, rel=1e-6, abs=1e-9)
 
 
 def test_a_passage_that_occurs_twice_counts_twice():
@@ -98,7 +136,7 @@ def test_a_passage_that_occurs_twice_counts_twice():
     s = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.8, 0.4]], dtype=torch.float64)
     first = -math.log(math.exp(0.9) / (math.exp(0.9) + math.exp(0.1) + 2 * math.exp(0.5)))
     second = -math.log(math.exp(0.8) / (math.exp(0.8) + math.exp(0.2) + 2 * math.exp(0.4)))
-    value = infonce(s, batch.positives, batch.multiplicity, batch.masked, 1.0)
+    value = InfoNCE(1, 1.0)(of_batch(batch, s, torch.eye(3, dtype=torch.float64)))
     assert value.item() == pytest.approx((first + second) / 2)
 
 
@@ -118,62 +156,103 @@ def test_a_positive_of_score_zero_is_still_masked():
 
 def test_listwise_is_zero_where_the_distributions_agree():
     teacher = torch.tensor([[1.0, 0.5, -torch.inf]])
-    assert listwise(teacher / 3, teacher, 0.1, 0.3).item() == pytest.approx(0.0, abs=1e-12)
+    of = of_cosines((teacher / 3).nan_to_num(neginf=0.9), teacher)
+    assert Listwise(1, 0.1, 0.3)(of).item() == pytest.approx(0.0, abs=1e-7)
 
 
-def test_gradients_are_finite_and_right_at_padding():
-    teacher = torch.tensor([[1.0, 0.5, -torch.inf], [0.2, -torch.inf, -torch.inf]])
-    cosines = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: listwise(s, teacher, 0.1, 0.3), cosines)
-    listwise(cosines, teacher, 0.05, 0.3).backward()
-    assert torch.isfinite(cosines.grad).all() and cosines.grad[0, 2] == 0 and (cosines.grad[1, 1:] == 0).all()
+def test_margin_mse_and_ranknet_by_hand():
+    """Margins 0.4 and 0.1 of the cosines, 1 and 0.5 of the teacher; the second query has no pair."""
+    teacher = torch.tensor([[1.0, 0.0, 0.5], [0.7, -torch.inf, -torch.inf]])
+    of = of_cosines(torch.tensor([[0.8, 0.4, 0.7], [0.2, 0.9, 0.9]]), teacher)
+    assert MarginMSE(1, 2.0)(of).item() == pytest.approx(((0.8 - 1) ** 2 + (0.2 - 0.5) ** 2) / 2)
+    expected = sum(math.log(1 + math.exp(-d / 0.1)) for d in (0.4, 0.1, 0.3)) / 3
+    assert RankNet(1, 0.1)(of).item() == pytest.approx(expected)
+    tied = of_cosines(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.5, 0.5]]))
+    assert RankNet(1, 0.1)(tied).item() == 0
+
+
+OF_LISTS = [Listwise(1, 0.1, 0.3), MarginMSE(1, 2.0), RankNet(1, 0.1)]
+
+
+@pytest.mark.parametrize("term", OF_LISTS, ids=lambda term: type(term).__name__)
+def test_gradients_are_finite_and_right_at_padding(term):
+    teacher = torch.tensor([[1.0, 0.5, 0.5, -torch.inf], [0.2, *[-torch.inf] * 3]])
+    cosines = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: term(of_cosines(s, teacher)), cosines)
+    term(of_cosines(cosines, teacher)).backward()
+    assert torch.isfinite(cosines.grad).all() and cosines.grad[0, :3].any()
+    assert cosines.grad[0, 3] == 0 and (cosines.grad[1] == 0).all()
 
 
 def test_infonce_gradients_with_masks_and_repeated_passages():
     batch = collate(random_groups(3), np.arange(6), 0.6)
     assert batch.multiplicity.max() > 1 and len(batch.masked) > 6
-    rest = (batch.positives, batch.multiplicity, batch.masked, 0.1)
     similarities = torch.rand(6, len(batch.passages), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: infonce(s, *rest), similarities)
+    passages = torch.eye(len(batch.passages), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: InfoNCE(1, 0.1)(of_batch(batch, s, passages)), similarities)
 
 
 def test_extreme_similarities_stay_finite():
-    teacher = torch.tensor([[1.0, 0.0]])
-    assert torch.isfinite(listwise(torch.tensor([[-1.0, 1.0]]), teacher, 1e-3, 1e-3))
-    one = torch.tensor([[-1.0, 1.0]])
-    value = infonce(one, torch.tensor([0]), torch.tensor([1, 1]), torch.tensor([[0, 0]]), 0.001)
-    assert value.item() == pytest.approx(2000.0)
+    of = of_cosines(torch.tensor([[-1.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+    for term in (Listwise(1, 1e-3, 1e-3), MarginMSE(1, 1e3), RankNet(1, 1e-3)):
+        assert torch.isfinite(term(of))
+    assert InfoNCE(1, 0.001)(of).item() == pytest.approx(2000.0)
+    assert RankNet(1, 0.001)(of).item() == pytest.approx(2000.0)
+
+
+def test_half_precision_embeddings_are_compared_in_float32():
+    of = of_cosines(torch.tensor([[0.5, 0.25]], dtype=torch.bfloat16), torch.tensor([[1.0, 0.0]]))
+    assert of.candidates.dtype == of.in_batch.dtype == torch.float32
 
 
 def test_a_term_of_weight_zero_is_not_computed():
-    def never():
-        raise AssertionError("computed")
+    of = of_cosines(torch.tensor([[0.5, 0.25]]), torch.tensor([[1.0, 0.0]]))
+    assert set(Loss({"listwise": Listwise(1, 0.1, 0.1), "infonce": InfoNCE(0)})(of)) == {"listwise", "loss"}
+    assert "candidates" in vars(of) and "in_batch" not in vars(of)
+    first = of.candidates
+    assert set(Loss({"listwise": Listwise(0), "infonce": InfoNCE(1)})(of)) == {"infonce", "loss"}
+    assert of.candidates is first  # computed once
+    assert active({"a": {"weight": 0.0}, "b": {"weight": 2, "c": 1}, "d": None}) == {
+        "b": {"weight": 2, "c": 1}
+    }
 
-    teacher = torch.tensor([[1.0, 0.0]])
-    no_pairs = torch.zeros((0, 2), dtype=torch.long)
-    arguments = (teacher, torch.tensor([0]), torch.tensor([1, 1]), no_pairs)
-    assert set(DistillationLoss(1, 0, 0.1, 0.1)(lambda: teacher, never, *arguments)) == {"listwise", "loss"}
-    assert set(DistillationLoss(0, 1)(never, lambda: teacher, *arguments)) == {"infonce", "loss"}
+
+def test_auto_is_the_temperature_of_the_whole_loss():
+    terms = {
+        "listwise": Listwise(1, teacher_temperature=0.2),
+        "infonce": InfoNCE(1),
+        "margin_mse": MarginMSE(1),
+        "ranknet": RankNet(1),
+        "given": RankNet(1, 0.5),
+    }
+    found = Loss(terms).found(0.05, 0.3)
+    assert found.terms == {
+        "listwise": Listwise(1, 0.05, 0.2),
+        "infonce": InfoNCE(1, 0.01),
+        "margin_mse": MarginMSE(1, 0.3 / 0.05),
+        "ranknet": RankNet(1, 0.05),
+        "given": RankNet(1, 0.5),
+    }
+    assert (found.student_temperature, found.teacher_temperature) == (0.05, 0.3)
+    assert found.described()["terms"]["ranknet"] == {"weight": 1, "temperature": 0.05}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("make", "named"),
     [
-        ({"listwise_weight": 0, "infonce_weight": 0}, "loss.listwise_weight"),
-        ({"listwise_weight": -1, "infonce_weight": 1}, "negative"),
-        ({"listwise_weight": math.nan, "infonce_weight": 1}, "loss.listwise_weight"),
-        (
-            {"listwise_weight": 1, "infonce_weight": 0, "student_temperature": math.inf},
-            "loss.student_temperature",
-        ),
-        ({"listwise_weight": 1, "infonce_weight": 0, "student_temperature": 0}, "loss.student_temperature"),
-        ({"listwise_weight": 1, "infonce_weight": 0, "teacher_temperature": "automatic"}, "or auto"),
-        (
-            {"listwise_weight": 1, "infonce_weight": 1, "infonce_temperature": "auto"},
-            "loss.infonce_temperature",
-        ),
+        (lambda: Loss({"listwise": Listwise(0), "infonce": InfoNCE(0)}), r"above 0 \(loss.terms.listwise"),
+        (lambda: Loss({"listwise": Listwise(-1), "infonce": InfoNCE(1)}), "loss.terms.listwise.weight=-1 is"),
+        (lambda: Loss({"listwise": Listwise(math.nan)}), "loss.terms.listwise.weight=nan is"),
+        (lambda: Loss({"mine": {"weight": 1}}), "loss.terms.mine: a term has a _target_"),
+        (lambda: Loss({"infonce": InfoNCE(1)}, "automatic"), "loss.student_temperature='automatic'"),
+        (lambda: Listwise(1, math.inf), "loss.student_temperature=inf"),
+        (lambda: Listwise(1, 0), "loss.student_temperature=0 .* or auto"),
+        (lambda: Listwise(1, "auto", "automatic"), "loss.teacher_temperature='automatic' .* or auto"),
+        (lambda: InfoNCE(1, "auto"), "loss.infonce_temperature='auto' is not a positive number$"),
+        (lambda: MarginMSE(1, -2.0), "loss.terms.margin_mse.scale=-2.0"),
+        (lambda: RankNet(1, 0), "loss.terms.ranknet.temperature=0"),
     ],
 )
-def test_bad_settings_are_named(arguments, named):
+def test_bad_settings_are_named(make, named):
     with pytest.raises(InputError, match=named):
-        DistillationLoss(**arguments)
+        make()

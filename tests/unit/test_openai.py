@@ -123,6 +123,9 @@ OUTAGES = {
     "503": lambda s, h, b: send(h, 503, b"<html>loading</html>"),
     "not JSON": lambda s, h, b: send(h, 200, b"<html>hello</html>"),
     "no choices": lambda s, h, b: send(h, 200, b'{"error": {"message": "upstream broke"}}'),
+    "endless count": lambda s, h, b: send(
+        h, 200, answer(b).replace(b'"completion_tokens": 5', b'"completion_tokens": 1e999')
+    ),
     "no list": lambda s, h, b: send(h, 200, b"[1]"),
     "half a JSON": lambda s, h, b: send(h, 200, answer(b)[:40]),
     "half a line": lambda s, h, b: half_a_line(h, b),
@@ -216,10 +219,10 @@ def test_no_server(server):
 )
 def test_what_the_user_must_mend_is_not_tried_again(server, monkeypatch, caplog, status, remedy):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    said = json.dumps({"error": {"message": f"no:\n {KEY} is bad"}}).encode()
+    said = json.dumps({"error": {"message": f"no:\n {KEY} is\x1b\ud800 bad"}}).encode()
     server.behave = lambda h, body, _: body["seed"] >= 3 and send(h, status, said)
     backend, found = client(server, concurrency=1), []
-    with pytest.raises(InputError, match=rf"status {status}: no: \*\*\* is bad; .*{remedy}") as error:
+    with pytest.raises(InputError, match=rf"status {status}: no: \*\*\* is�� bad; .*{remedy}") as error:
         found.extend(backend.complete(asked(5)))  # extend keeps what came before the error
     assert len(found) == 3 and max(server.tries.values()) == 1
     assert KEY not in str(error.value) + caplog.text + repr(vars(backend))

@@ -7,16 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 from datasets import Dataset
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dense_retrieval.config import CONF
 from dense_retrieval.corpus.embedded import wikiscience
 from dense_retrieval.queries import draw, files, human
 from dense_retrieval.queries.clean import clean
+from dense_retrieval.queries.draw import _none_is_lost
+from dense_retrieval.queries.prompts import prompts_of
 from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
-from dense_retrieval.stages.queries import QueryStages, _none_is_lost
 
 PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultivars primarily grown for their leaves."
 
@@ -48,6 +47,10 @@ PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultiva
         ("What is kale?", "question", "What is kale?"),
         ("What is a large language model?", "question", "What is a large language model?"),
         ("I can't sleep at night", "web", "I can't sleep at night"),
+        ("\x00\n\x1bWhat\tis\x7f kale\x00\x9b?\x1b", "question", "What is kale?"),
+        ("\u200f\u202b\u2067kale\u2069\u061c \u202eleaves\u202c\u200e\ufeff", "web", "kale leaves"),
+        ('\x00- \x1b"kale"\x00 ', "web", "kale"),
+        ("kale for می\u200cخواهم 👩\u200d🌾", "web", "kale for می\u200cخواهم 👩\u200d🌾"),
     ],
 )
 def test_a_query_is_cleaned(raw, querytype, expected):
@@ -108,10 +111,8 @@ def test_a_language_without_spaces(raw, querytype, expected):
 
 def test_two_types_of_one_name(tmp_path):
     (tmp_path / "claim.yaml").write_text("prompt: 'Write about {passage}'")
-    with initialize_config_dir(CONF, version_base=None):
-        config = compose("config", overrides=[f"querytype.types=[claim,{tmp_path}/claim.yaml]"])
     with pytest.raises(InputError, match="two types are called 'claim'; rename"):
-        QueryStages(config, lambda *_: None)._prompts("train")
+        prompts_of(["claim", f"{tmp_path}/claim.yaml"])
 
 
 def test_a_type_that_cleaning_drops_altogether_says_why():
@@ -176,6 +177,10 @@ def test_no_type_gives_more_than_one_above_its_share_unless_another_has_no_more(
         ("[1]", "queries.jsonl:2"),
         ('{"passage_id": ["p0"], "querytype": "web", "text": "x"}', "queries.jsonl:2: the key 'passage_id'"),
         ('{"passage_id": "p0", "querytype": "web", "text": null}', "queries.jsonl:2: the key 'text'"),
+        (
+            '{"passage_id": "p0", "querytype": "web", "text": "\\ud800"}',
+            "queries.jsonl:2: 'text' is no valid",
+        ),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -200,15 +205,37 @@ def test_no_file_names_the_overrides_that_work():
         files.read(None, wikiscience().passages)
 
 
-def test_the_source_of_a_human_query_is_its_most_relevant_passage():
-    queries = Dataset.from_dict(
-        {"id": ["a", "b", "c"], "text": ["x", "y", "z"], "querytype": ["human"] * 3, "source": [-1] * 3},
-        QUERIES,
+def people_s(texts: list[str]) -> Dataset:
+    n = len(texts)
+    ids = [f"q{i}" for i in range(n)]
+    return Dataset.from_dict(
+        {"id": ids, "text": texts, "querytype": ["human"] * n, "source": [-1] * n}, QUERIES
     )
-    # b's best passage, row -1, is one that the corpus lacks.
+
+
+def test_a_human_query_that_is_tested_on_is_not_trained_on(caplog):
+    passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
+    train = people_s(["Kale is green.", "kale  IS\tred. ", "Kale is new", "KALE IS GREEN"])
+    judged = Qrels(np.arange(4), np.arange(4) + 7, np.ones(4, dtype=np.int64))
+    test, dev = people_s(["KALE is  green.", "Kale is red."]), people_s(["Kale is new"])
+    corpus = Corpus(
+        passages,
+        {"train": train, "test": test, "dev": dev},
+        dict.fromkeys(["train", "test", "dev"], judged),
+        np.array([]),
+    )
+    with caplog.at_level("INFO"):
+        found = human.from_train_split(corpus)
+    assert (found["text"][:], found["source"][:]) == (["Kale is new", "KALE IS GREEN"], [9, 10])
+    assert caplog.messages == ["2 human training queries are test queries too: left out"]
+
+
+def test_the_source_of_a_human_query_is_its_most_relevant_passage():
+    queries = people_s(["x", "y", "z"])
+    # q1's best passage, row -1, is one that the corpus lacks.
     qrels = Qrels(np.array([0, 0, 1, 1, 1, 2]), np.array([5, 4, -1, 7, 6, 8]), np.array([1, 2, 3, 1, 1, 0]))
     passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
     found = human.from_train_split(Corpus(passages, {"train": queries}, {"train": qrels}, np.array([])))
-    assert (list(found["id"]), list(found["source"])) == (["a", "b"], [4, 6])
+    assert (list(found["id"]), list(found["source"])) == (["q0", "q1"], [4, 6])
     with pytest.raises(InputError, match="querytype=mixed generator=transformers"):
         human.from_train_split(Corpus(passages, {}, {}, np.array([])))

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from dense_retrieval.candidates import dense
 from dense_retrieval.records import InputError
-from dense_retrieval.search import index
-from dense_retrieval.search.__main__ import _model_of, beside_each_other
+from dense_retrieval.search import _model_of, beside_each_other
 
 
 def numpy_search(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,43 +27,43 @@ def unit(rng: np.random.Generator, n: int) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 10, 120])
 @pytest.mark.parametrize("n_queries", [1, 33])
 def test_equals_numpy_however_it_is_cut(monkeypatch, at_once, k, n_queries):
-    monkeypatch.setattr(index, "_PASSAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(dense, "_PASSAGES_AT_ONCE", at_once)
     rng = np.random.default_rng(k)
     queries, passages = unit(rng, n_queries), unit(rng, 250)
     rows, scores = numpy_search(queries, passages, k)
-    found = index.search(queries, passages, k)
+    found = dense.search(queries, passages, k)
     np.testing.assert_array_equal(found.passages, rows)
     np.testing.assert_allclose(found.scores, scores, atol=1e-6)
     assert found.passages.dtype == np.int64 and found.scores.dtype == np.float32
 
 
 def test_reads_memory_mapped_passages(monkeypatch, tmp_path):
-    monkeypatch.setattr(index, "_PASSAGES_AT_ONCE", 40)
+    monkeypatch.setattr(dense, "_PASSAGES_AT_ONCE", 40)
     rng = np.random.default_rng(0)
     queries, passages = unit(rng, 5), unit(rng, 100)
     np.save(tmp_path / "passages.npy", passages)
-    found = index.search(queries, np.load(tmp_path / "passages.npy", mmap_mode="r"), 10)
+    found = dense.search(queries, np.load(tmp_path / "passages.npy", mmap_mode="r"), 10)
     np.testing.assert_array_equal(found.passages, numpy_search(queries, passages, 10)[0])
 
 
 @pytest.mark.parametrize("at_once", [13, 500_000])
 def test_ties_are_ordered_by_row(monkeypatch, at_once):
     """Integers, so that scores tie exactly, also between parts; with k = N nothing is left out."""
-    monkeypatch.setattr(index, "_PASSAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(dense, "_PASSAGES_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     queries, passages = (rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in (9, 60))
     rows, scores = numpy_search(queries, passages, 60)
-    found = index.search(queries, passages, 60)
+    found = dense.search(queries, passages, 60)
     np.testing.assert_array_equal(found.passages, rows)
     np.testing.assert_array_equal(found.scores, scores)
-    np.testing.assert_array_equal(index.search(queries, passages, 10).scores, scores[:, :10])
+    np.testing.assert_array_equal(dense.search(queries, passages, 10).scores, scores[:, :10])
 
 
 @pytest.mark.parametrize("n", [0, 3])
 def test_few_passages_are_padded(n):
     rng = np.random.default_rng(0)
     queries, passages = unit(rng, 4), unit(rng, n)
-    found = index.search(queries, passages, 5)
+    found = dense.search(queries, passages, 5)
     np.testing.assert_array_equal(found.passages[:, :n], numpy_search(queries, passages, n)[0])
     assert (found.passages[:, n:] == -1).all() and (found.scores[:, n:] == -np.inf).all()
 
@@ -76,14 +76,56 @@ def test_brackets_are_shown():
     assert "a [/INST] query" in shown and "aspirin [in vivo] and [/b] in mice" in shown
 
 
+def run_with(folder, *overrides: str) -> None:
+    (folder / ".hydra").mkdir()
+    (folder / "model").mkdir()
+    (folder / ".hydra/overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+
+
 def test_another_corpus_than_the_run_s_replaces_all_of_it(tmp_path):
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / "model").mkdir()
-    own = ["data=beir", "data.path=FOLDER", "student=bge_base", "seed=1"]
-    (tmp_path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(own))
+    own = ["data=beir", "data.path='a FOLDER'", "student=bge_base", "precision=bf16-mixed"]
+    run_with(tmp_path, *own, "seed=1", "teacher=rankt5_3b")
     assert _model_of(tmp_path, ["data=fiqa"]) == (tmp_path / "model", [*own[2:], "data=fiqa"])
     assert _model_of(tmp_path, ["data.path=OTHER"])[1] == [own[0], *own[2:], "data.path=OTHER"]
     assert _model_of(tmp_path / "model", ["data=fiqa"]) == _model_of(tmp_path, ["data=fiqa"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "student.trust_remote_code=true",
+        "++student.trust_remote_code=true",
+        "student={trust_remote_code:true}",
+        "student._target_=os.system",
+        "data._target_=os.system",
+        "+data._args_=[ls]",
+        "student=../../foreign/settings",
+        "experiment=[losses,../../foreign]",
+        "data@student=fiqa",
+        "data.path=${oc.env:HOME}",
+    ],
+)
+def test_a_run_of_somebody_else_starts_no_code(tmp_path, override, caplog):
+    """But for what the user gives with this command."""
+    run_with(tmp_path, "data=fiqa", override, "experiment=[paper,losses]")
+    assert _model_of(tmp_path, [])[1] == ["data=fiqa", "experiment=[paper,losses]"]
+    (record,) = caplog.records
+    assert record.message.endswith(f": {override}; give it again if you trust the run")
+    assert _model_of(tmp_path, [override])[1][-1] == override
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.searchpath=[file:///foreign]",
+        "hydra/launcher=joblib",
+        "generator.url=http://elsewhere",
+        "teacher=custom",
+    ],
+)
+def test_what_searching_does_not_need_is_not_taken_from_a_run(tmp_path, override):
+    run_with(tmp_path, "student=bge_base", override)
+    assert _model_of(tmp_path, [])[1] == ["student=bge_base"]
 
 
 def test_a_folder_of_something_else(tmp_path):

@@ -10,18 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dense_retrieval.files import fingerprint, in_shards
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import (
-    SPEED,
-    Counts,
-    Folder,
-    Outside,
-    Settings,
-    Step,
-    fingerprint,
-    in_shards,
-    stage,
-)
+from dense_retrieval.stage import SPEED, Counts, Folder, Outside, Settings, Step, stage
 from dense_retrieval.store import FORMAT, Store, damage
 
 CALLS: list[str] = []

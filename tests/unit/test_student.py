@@ -1,12 +1,15 @@
 """The student's embeddings against sentence-transformers', from our folders and from theirs."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import tiny_config, tiny_tokenizer, with_weights
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+from transformers import BertForMaskedLM
 
 from dense_retrieval.config import package_file
 from dense_retrieval.records import InputError
@@ -114,6 +117,116 @@ def test_encoding_goes_on_after_a_kill(encoder_folder, tmp_path, monkeypatch):
     np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), alone, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda w: [w.pop(n) for n in list(w) if "layer.1.output" in n],
+            r"lacks the weights encoder\.layer\.1\.output\.LayerNorm\.bias of a BertModel",
+        ),
+        (
+            lambda w: w.update({"embeddings.word_embeddings.weight": torch.zeros(3, 16)}),
+            r"has the weights embeddings\.word_embeddings\.weight in the shape \(3, 16\), not \(24, 16\)",
+        ),
+        (
+            lambda w: [w.update({"other." + n: w.pop(n)}) for n in list(w)],
+            r"lacks the weights embeddings\.LayerNorm\.bias",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_architecture_s(encoder_folder, tmp_path, change, fault):
+    with_weights(encoder_folder, tmp_path, change)
+    with pytest.raises(InputError, match=rf"^student\.path={tmp_path} {fault}.*choose another") as error:
+        BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_used_for_the_embedding_may_be_missing_or_left_over(encoder_folder, tmp_path):
+    expected = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32).eval()
+    masked = BertForMaskedLM(tiny_config())
+    found = masked.bert.load_state_dict(expected.transformer.state_dict(), strict=False)
+    assert not found.missing_keys  # all but the pooler
+    masked.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    student = BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32).eval()
+    inputs = tokens_of(student, TEXTS[2])
+    torch.testing.assert_close(student(**inputs), expected(**inputs), rtol=0, atol=0)
+
+
+def sentence_folder(encoder_folder, folder, *after):
+    """As the installed sentence-transformers writes it."""
+    modules = [Transformer(str(encoder_folder), max_seq_length=32), *after]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.mark.parametrize("after", [[Pooling(16, "cls")], [Pooling(16, "mean"), Normalize()]])
+def test_sentence_transformers_own_folders(encoder_folder, tmp_path, caplog, after):
+    folder = sentence_folder(encoder_folder, tmp_path / "model", *after)
+    pooling = after[0].pooling_mode
+    student = BiEncoder.load(str(folder), pooling=pooling, passage_length=32)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(embeddings(student, TEXTS, 32, "", tmp_path), theirs, atol=1e-5)
+    assert not caplog.messages
+    BiEncoder.load(str(folder), pooling={"cls": "mean", "mean": "cls"}[pooling], passage_length=32)
+    assert f"says {pooling}" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("after", "fault"),
+    [
+        ([Pooling(16, "mean"), Dense(16, 8), Normalize()], "modules.json has the module Dense"),
+        ([Pooling(16, "lasttoken")], "1_Pooling/config.json pools by lasttoken"),
+        ([Pooling(16, ("cls", "mean"))], "1_Pooling/config.json pools by cls and mean"),
+        (
+            [Pooling(16, "mean", include_prompt=False)],
+            "1_Pooling/config.json pools by mean without the prompt",
+        ),
+    ],
+)
+def test_sentence_transformers_folders_that_compute_more(encoder_folder, tmp_path, after, fault):
+    folder = sentence_folder(encoder_folder, tmp_path, *after)
+    with pytest.raises(InputError, match=rf"^student\.path={folder}: {folder}/{fault}.*choose ano") as error:
+        BiEncoder.load(str(folder), pooling="mean", passage_length=32)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("modules", "pooling", "fault"),
+    [
+        (["sentence_transformers.models.Dense"], {}, "has the module Dense"),
+        (["sentence_transformers.models.WeightedLayerPooling"], {}, "the module WeightedLayerPooling"),
+        (["custom.Pooling"], {}, r"the module custom\.Pooling"),
+        ([], {"max_tokens": True}, "pools by max_tokens"),
+        ([], {"cls_token": True, "mean_tokens": True}, "pools by cls and mean"),
+        ([], {"weightedmean_tokens": True}, "pools by weightedmean_tokens"),
+        ([], {"mean_sqrt_len_tokens": True}, "pools by mean_sqrt_len_tokens"),
+        ([], {"lasttoken": True}, "pools by lasttoken"),
+        ([], None, "1_Pooling/config.json cannot be read"),
+        ([], {}, None),  # mean
+        ([], {"mean_tokens": True, "max_tokens": False, "lasttoken": False}, None),
+    ],
+)
+def test_folders_of_older_sentence_transformers(encoder_folder, tmp_path, caplog, modules, pooling, fault):
+    shutil.copytree(encoder_folder, tmp_path / "0_Transformer")
+    (tmp_path / "1_Pooling").mkdir()
+    if pooling is not None:
+        config = {"word_embedding_dimension": 16} | {f"pooling_mode_{k}": v for k, v in pooling.items()}
+        (tmp_path / "1_Pooling/config.json").write_text(json.dumps(config))
+    types = [*(f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling")), *modules]
+    paths = ["0_Transformer", "1_Pooling", "2_More"]
+    listing = [{"idx": i, "path": paths[i], "type": of} for i, of in enumerate(types)]
+    (tmp_path / "modules.json").write_text(json.dumps(listing))
+    if fault:
+        with pytest.raises(
+            InputError, match=rf"^student\.path={tmp_path}: .*{fault}.*(choose another|save it again)"
+        ):
+            BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+    else:
+        BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+        assert not caplog.messages
+
+
 def test_dropout_is_set_everywhere(encoder_folder):
     student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32, dropout=0.3)
     rates = {m.p for m in student.modules() if isinstance(m, torch.nn.Dropout)}
@@ -124,7 +237,13 @@ class TestBadInput:
     def test_no_tokenizer(self, encoder_folder, tmp_path):
         for name in ("config.json", "model.safetensors"):
             shutil.copy(encoder_folder / name, tmp_path)
-        with pytest.raises(InputError, match="has no tokenizer"):
+        with pytest.raises(InputError, match=rf"^student\.path={tmp_path}: .* has no tokenizer"):
+            BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
+
+    def test_torn_weights(self, encoder_folder, tmp_path):
+        shutil.copytree(encoder_folder, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(InputError, match=rf"^student\.path={tmp_path} cannot be loaded by AutoModel: "):
             BiEncoder.load(str(tmp_path), pooling="mean", passage_length=32)
 
     def test_no_safetensors(self, encoder_folder, tmp_path):

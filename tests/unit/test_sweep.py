@@ -1,6 +1,7 @@
 """Jobs that are finished, and folders that no job made."""
 
 import json
+import logging
 
 import pytest
 import yaml
@@ -12,21 +13,44 @@ from dense_retrieval.records import InputError
 SETTINGS = {"data": {}, "querytype": {}, "loss": {}, "trainer": {}, "evaluation": {}, "seed": 0}
 
 
-def job(folder, made_from: dict) -> None:
+def job(folder, made_from: dict, settings: dict = SETTINGS) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model/README.md").touch()
-    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     metrics = {"versions": {"dense_retrieval": dense_retrieval.__version__}, "inputs": made_from}
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def test_a_job_is_finished_as_long_as_its_settings_and_inputs_are_the_same(tmp_path):
+def test_a_job_is_finished_as_long_as_its_settings_and_inputs_are_the_same(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     job(tmp_path, {"a.jsonl": "1"})
-    assert len(sweep.finished(tmp_path, SETTINGS, {"a.jsonl": "1"})) == 1
+    assert len(sweep.finished(tmp_path, SETTINGS, {"a.jsonl": "1"})) == 1 and not caplog.messages
     assert sweep.finished(tmp_path, SETTINGS, {"a.jsonl": "2"}) == []
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
     job(tmp_path / "other", {})
     assert sweep.finished(tmp_path / "other", SETTINGS | {"seed": 1}, {}) == []
+    assert caplog.messages == [
+        "a finished run is made anew: its input files have changed",
+        "a finished run with seed=0 is replaced",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"seed": 1}, "seed=0"),
+        ({"loss": {"temperature": 1, "weight": 2}}, "loss.weight=1"),
+        ({"loss": {"temperature": 1}}, "loss.weight=1"),
+        ({"loss": {"temperature": 1, "weight": 1, "new": 3}}, "no loss.new"),
+    ],
+)
+def test_the_first_setting_in_which_a_finished_run_differs(tmp_path, changed, said):
+    old = SETTINGS | {"loss": {"temperature": 1, "weight": 1}}
+    job(tmp_path, {}, old)
+    assert sweep.other_settings(tmp_path, old | changed) == said
+    (tmp_path / "model/README.md").unlink()  # not finished
+    assert sweep.other_settings(tmp_path, old | changed) is None
 
 
 @pytest.mark.parametrize("settings", [None, "a: [", "name: my project"])

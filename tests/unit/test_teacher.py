@@ -2,21 +2,45 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer, write_beir
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+from conftest import WORDS, tiny_config, tiny_tokenizer, write_beir
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.models import Dense, Pooling, Transformer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
+from dense_retrieval.corpus import holdout
 from dense_retrieval.corpus.beir import read_folder
+from dense_retrieval.corpus.dedup import duplicates
 from dense_retrieval.memo import Memo
 from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.export import export
 from dense_retrieval.teacher import pairs
 from dense_retrieval.teacher.score import score_candidates
-from dense_retrieval.teacher.sequence_classifier import SequenceClassifier
-from dense_retrieval.teacher.train import evenly, fit, hard_negatives
+from dense_retrieval.teacher.sequence_classifier import SequenceClassifier, load_classifier
+from dense_retrieval.teacher.train import dense_candidates, evenly, fit, hard_negatives
 
 QUERIES = ["star light", "the ocean of a planet", "bird"]
 PASSAGES = [
@@ -88,6 +112,141 @@ def test_a_classifier_with_two_outputs(tmp_path):
         SequenceClassifier.load(str(tmp_path), max_length=32)
 
 
+def families() -> dict[str, PreTrainedModel]:
+    """Tiny classifiers with one output of the architectures that cross-encoders have, random."""
+    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 2, "num_labels": 1, "pad_token_id": 0, "initializer_range": 0.3}
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    models = {
+        "bert": BertForSequenceClassification(BertConfig(**sizes)),
+        "xlm_roberta": XLMRobertaForSequenceClassification(XLMRobertaConfig(**sizes)),
+        "modernbert": ModernBertForSequenceClassification(ModernBertConfig(**sizes, **ends)),
+        "deberta": DebertaV2ForSequenceClassification(DebertaV2Config(**sizes)),
+        "qwen3": Qwen3ForSequenceClassification(Qwen3Config(**sizes, num_key_value_heads=1, head_dim=8)),
+    }
+    return {name: model.eval() for name, model in models.items()}
+
+
+@pytest.mark.parametrize("name", ["bert", "xlm_roberta", "modernbert", "deberta", "qwen3"])
+def test_bfloat16_ties_no_scores(name, tmp_path):
+    torch.manual_seed(0)
+    model = families()[name]
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    names = list(model.state_dict())
+    pairs = [(a, b) for a in WORDS[:10] for b in WORDS[10:]]
+    inputs = tokenizer(*map(list, zip(*pairs, strict=True)), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits[:, 0].numpy()
+    teacher = SequenceClassifier.load(str(tmp_path), max_length=32)
+    assert list(teacher.classifier.state_dict()) == names
+    exact = teacher.score(*zip(*pairs, strict=True))
+    np.testing.assert_array_equal(exact, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = teacher.score(*zip(*pairs, strict=True))
+    distinct = len(set(expected))
+    assert len(set(rounded)) > 0.95 * distinct > 60
+    np.testing.assert_allclose(rounded, exact, atol=0.05 * np.ptp(exact))
+    teacher.classifier.save_pretrained(tmp_path)
+    again = SequenceClassifier.load(str(tmp_path), max_length=32)
+    np.testing.assert_array_equal(again.score(*zip(*pairs, strict=True)), exact)
+
+
+def test_a_bi_encoder_alone_is_no_teacher(encoder_folder):
+    with pytest.raises(
+        InputError,
+        match=rf"^teacher\.path={encoder_folder} lacks the weights classifier\.bias of a BertForSeq.*choose",
+    ):
+        SequenceClassifier.load(str(encoder_folder))
+
+
+def test_sentence_transformers_cross_encoders(cross_encoder_folder, encoder_folder, tmp_path):
+    theirs = CrossEncoder(str(cross_encoder_folder), device="cpu")
+    theirs.save_pretrained(str(tmp_path / "ours"))
+    assert (tmp_path / "ours/modules.json").is_file()
+    expected = theirs.predict(
+        list(zip(QUERIES, PASSAGES[:3], strict=True)), activation_fn=torch.nn.Identity()
+    )
+    teacher = SequenceClassifier.load(str(tmp_path / "ours"), max_length=32)
+    np.testing.assert_allclose(teacher.score(QUERIES, PASSAGES[:3]), expected, atol=1e-5)
+    modules = [Transformer(str(encoder_folder)), Pooling(16, "cls"), Dense(16, 1)]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "dense"))
+    with pytest.raises(
+        InputError, match=rf"^teacher\.path={tmp_path}/dense: .*modules.json has the module Dense"
+    ):
+        SequenceClassifier.load(str(tmp_path / "dense"))
+
+
+@pytest.fixture(scope="module")
+def adapted(encoder_folder, tmp_path_factory):
+    """A bi-encoder in sentence-transformers' layout, and an adapter on it that holds a head."""
+    base, adapter = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("adapter")
+    export(BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32), base, "")
+    torch.manual_seed(0)
+    head = {"new": ("classifier.",), "num_labels": 1}
+    classifier, tokenizer = load_classifier(str(base), "base=x", **head)
+    lora = LoraConfig(
+        r=2, target_modules=["query"], modules_to_save=["classifier"], init_lora_weights="gaussian"
+    )
+    model = get_peft_model(SequenceClassifier(classifier, tokenizer, 32).classifier, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(str(adapter))
+    with torch.no_grad():
+        inputs = tokenizer(QUERIES[0], PASSAGES[0], return_tensors="pt")
+        return base, adapter, model.eval()(**inputs).logits.item()
+
+
+def test_a_bi_encoder_with_an_adapter_is_a_teacher(adapted):
+    base, adapter, expected = adapted
+    teacher = SequenceClassifier.load(str(base), adapter=str(adapter), max_length=32)
+    np.testing.assert_allclose(teacher.score(QUERIES[:1], PASSAGES[:1]), [expected], atol=1e-5)
+    (teacher_file,) = adapter.glob("adapter_model.*")
+    assert set(load_file(teacher_file)) >= {f"base_model.model.classifier.{n}" for n in ("weight", "bias")}
+
+
+def without(*parts):
+    return lambda weights: [weights.pop(n) for n in list(weights) if any(part in n for part in parts)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            without("classifier"),
+            r"teacher\.path=.* with teacher\.adapter=.* lacks the weights classifier\.bias",
+        ),
+        (without("layer.1."), r"teacher\.adapter=.* cannot be loaded: Found missing adapter keys .*layer\.1"),
+        (
+            lambda w: w.update({n: v[:, :3] if "lora_A" in n else v for n, v in w.items()}),
+            r"teacher\.adapter=.* cannot be loaded: .*size mismatch",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit(adapted, tmp_path, change, message):
+    base, adapter, _ = adapted
+    shutil.copytree(adapter, tmp_path, dirs_exist_ok=True)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    change(weights)
+    save_file({n: w.contiguous() for n, w in weights.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=message) as error:
+        SequenceClassifier.load(str(base), adapter=str(tmp_path), max_length=32)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_that_is_a_pickle_is_not_opened(adapted, tmp_path):
+    base, adapter, _ = adapted
+    shutil.copytree(adapter, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save(load_file(adapter / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
+    with pytest.raises(
+        InputError, match=rf"^teacher\.adapter={tmp_path} has no adapter_model\.safetensors; save"
+    ):
+        SequenceClassifier.load(str(base), adapter=str(tmp_path), max_length=32)
+
+
 def test_the_teacher_is_frozen(cross_encoder_folder):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     assert not teacher.training and not [p for p in teacher.parameters() if p.requires_grad]
@@ -138,6 +297,33 @@ def test_training_teaches_the_ranking():
     assert teacher.score(["light"] * 4, passages).argmax() == 0
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20])
+def test_training_takes_any_number_of_steps(steps):
+    teacher = SequenceClassifier(
+        BertForSequenceClassification(tiny_config(num_labels=1)), tiny_tokenizer(), 16
+    )
+    teacher.requires_grad_(True)
+    groups = np.tile(np.arange(2), (steps, 1))
+    losses = fit(
+        teacher, ["light"] * steps, ["cell", "star"], groups,
+        learning_rate=1e-3, batch_size=1, max_tokens=99, seed=0,
+    )  # fmt: skip
+    assert len(losses) == steps and np.isfinite(losses).all()
+
+
+def test_training_takes_no_other_run_s_embeddings(tmp_path):
+    """Shards of another corpus, which encode() would go on with, lie in the output folder."""
+    base, output = tmp_path / "base", tmp_path / "output"
+    BertModel(tiny_config(max_position_embeddings=128)).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    for name in ("passages", "queries"):
+        (output / name).mkdir(parents=True)
+        np.save(output / name / "shard-00000.npy", np.zeros((3, 16), np.float32))
+    before = set(output.rglob("*"))
+    found = dense_candidates(str(base), PASSAGES[:3], QUERIES, 3, output, "cpu")
+    assert (found.scores > 0.1).all() and set(output.rglob("*")) == before
+
+
 @pytest.fixture
 def beir(tmp_path):
     titles = ["Kale", "Basalt", "", "Fens", *[f"Thing {i}" for i in range(16)]]
@@ -153,7 +339,8 @@ def beir(tmp_path):
 
 def test_pairs_of_titles_claims_and_people(beir):
     """Held-out passages give none; a title is not in the text that it is to find."""
-    heldout = set(read_folder(str(beir)).heldout.tolist())
+    passages = read_folder(str(beir)).passages
+    heldout = set(holdout.draw(len(passages), duplicates(passages, titled=True)).tolist())
     assert len(heldout) == 2
     found = pairs.read(str(beir), ["human", "title", "claim"], str(beir / "claims.jsonl"))
     by_kind = {
@@ -210,5 +397,7 @@ def test_a_query_as_long_as_the_window_is_named():
     ],
 )
 def test_pairs_that_are_not_there(beir, kinds, file, message):
+    with pytest.raises(InputError, match="^corpus=nowhere: there is no such folder or zip$"):
+        pairs.read("nowhere", kinds, file)
     with pytest.raises(InputError, match=message):
         pairs.read(str(beir), kinds, file and str(beir / file))

@@ -1,13 +1,14 @@
 """Language models as teachers against plain transformers, one unpadded pair at a time; their average."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_config, tiny_tokenizer
+from conftest import tiny_config, tiny_tokenizer, with_weights
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from dense_retrieval.config import CONF
-from dense_retrieval.groups.build import build
+from dense_retrieval.groups.labels import label
 from dense_retrieval.memo import Memo
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.teacher.decoder import DecoderTeacher
@@ -290,26 +291,26 @@ def test_code_that_comes_with_the_weights(folders, tmp_path, monkeypatch):
 
 
 def test_wrong_kinds_of_model(folders, tmp_path):
-    classifier, masked, torn = tmp_path / "classifier", tmp_path / "masked", tmp_path / "torn"
+    classifier, masked, unnamed = tmp_path / "classifier", tmp_path / "masked", tmp_path / "unnamed"
     BertForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(classifier)
     BertForMaskedLM(tiny_config()).save_pretrained(masked)
-    Qwen3ForCausalLM.from_pretrained(folders[QWEN]).save_pretrained(torn)
-    byte_tokenizer().save_pretrained(torn)
-    weights = load_file(torn / "model.safetensors")
-    del weights["lm_head.weight"]
-    save_file(weights, torn / "model.safetensors", {"format": "pt"})
     for folder in (classifier, masked):
         tiny_tokenizer().save_pretrained(folder)
+    torn = with_weights(Path(folders[QWEN]), tmp_path / "torn", lambda w: w.pop("lm_head.weight"))
+    shutil.copytree(classifier, unnamed)
+    config = json.loads((unnamed / "config.json").read_text()) | {"architectures": None}
+    (unnamed / "config.json").write_text(json.dumps(config))
     for kind, folder, reason in [
-        (Seq2SeqTeacher, classifier, "cannot be loaded by AutoModelForSeq2SeqLM"),
-        (Seq2SeqTeacher, folders[QWEN], "cannot be loaded by AutoModelForSeq2SeqLM"),
-        (DecoderTeacher, folders[RANK], "cannot be loaded by AutoModelForCausalLM"),
+        (Seq2SeqTeacher, unnamed, "cannot be loaded by AutoModelForSeq2SeqLM"),
+        (Seq2SeqTeacher, classifier, "is a BertForSequenceClassification"),
+        (Seq2SeqTeacher, folders[QWEN], "is a Qwen3ForCausalLM"),
+        (DecoderTeacher, folders[RANK], "is a T5ForConditionalGeneration"),
         (DecoderTeacher, classifier, "is a BertForSequenceClassification"),
         (DecoderTeacher, masked, "is a BertForMaskedLM"),
         (DecoderTeacher, torn, "lacks the weights lm_head.weight"),
     ]:
         with pytest.raises(
-            InputError, match=rf"teacher\.path={folder} {reason}.*choose the teacher="
+            InputError, match=rf"teacher\.path={folder} {reason}.*choose (the|another) teacher="
         ) as error:
             kind.load(str(folder), **settings(RANK))
         assert "\n" not in str(error.value)
@@ -433,7 +434,7 @@ def test_normalised_as_groups_are():
     found = scored(rng.normal(size=(40, 5)).tolist())
     source = found.ranked().passages[:, 0]
     types = ["claim", "title"] * 20
-    built = build(found, source, types, list_size=5, min_top_percentile=0.0)
+    built = label(found, source, types, list_size=5, min_top_percentile=0.0)
     np.testing.assert_array_equal(normalise(found, types), built.normalised)
     alike = np.array([2.0, 2.0])
     np.testing.assert_array_equal(unit_scale(alike, *percentile_range(alike)), [0, 0])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import tiny_tokenizer, with_weights
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -20,6 +20,9 @@ from transformers import (
 )
 
 from dense_retrieval.queries.backends import transformers as backend
+from dense_retrieval.queries.backends.llama_cpp import LlamaCpp
+from dense_retrieval.queries.backends.openai import OpenAI
+from dense_retrieval.queries.backends.sampling import Sampling
 from dense_retrieval.queries.backends.transformers import GumbelNoise, Transformers
 from dense_retrieval.queries.backends.vllm import VLLM
 from dense_retrieval.queries.generate import Completion, Request
@@ -214,10 +217,31 @@ def test_wrong_settings(causal_folder, changes, message):
         list(Transformers(str(causal_folder), device="cpu", **changes).complete(REQUESTS))
 
 
+@pytest.mark.parametrize("backend", [LlamaCpp, OpenAI, Transformers, VLLM])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("temperature", float("nan")), ("top_p", 1.5), ("max_tokens", 0)],
+)
+def test_sampling_is_checked_when_a_backend_is_made(backend, name, value, tmp_path):
+    (tmp_path / "model").touch()
+    where = ["http://localhost/v1", "tiny"] if backend is OpenAI else [str(tmp_path / "model")]
+    assert backend(*where, temperature=0, top_p=1.0).sampling == Sampling(0, 1.0, 50)
+    with pytest.raises(InputError, match=rf"^generator\.{name}={value} is out of range"):
+        backend(*where, **{name: value})
+
+
+def test_a_generator_that_lacks_weights(causal_folder, tmp_path):
+    with_weights(causal_folder, tmp_path, lambda w: w.pop("model.norm.weight"))
+    with pytest.raises(
+        InputError, match=rf"^generator\.path={tmp_path} lacks the weights model\.norm\.weight"
+    ):
+        list(Transformers(str(tmp_path), device="cpu").complete(REQUESTS))
+
+
 def test_a_folder_without_a_tokenizer_and_no_folder(causal_folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((causal_folder / name).read_bytes())
-    with pytest.raises(InputError, match="has no tokenizer"):
+    with pytest.raises(InputError, match=rf"^generator\.path={tmp_path}: .* has no tokenizer"):
         list(Transformers(str(tmp_path), device="cpu").complete(REQUESTS))
     with pytest.raises(InputError, match="not/there"):
         list(Transformers("not/there", device="cpu").complete(REQUESTS))

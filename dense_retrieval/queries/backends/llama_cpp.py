@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dense_retrieval.queries.backends.sampling import Sampling
 from dense_retrieval.queries.generate import Completion, Request
 from dense_retrieval.records import InputError
 
@@ -16,10 +17,9 @@ class LlamaCpp:
 
     Args:
         path: the GGUF file of a chat model.
-        temperature: 0 is greedy.
-        max_tokens: tokens of an answer.
         context: tokens of prompt and answer together.
         threads: None is all cores of this process.
+        sampling: the fields of :class:`~dense_retrieval.queries.backends.sampling.Sampling`.
     """
 
     at_once = 1
@@ -28,18 +28,15 @@ class LlamaCpp:
         self,
         path: str,
         *,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        max_tokens: int = 50,
         context: int = 2048,
         threads: int | None = None,
+        **sampling: Any,
     ) -> None:
         if not Path(path).is_file():
             raise InputError(f"generator.path={path}: there is no such GGUF file")
         self.path = path
         self.files = Path(path)
-        self.sampling = {"temp": temperature, "top_p": top_p, "top_k": 0, "min_p": 0.0}
-        self.max_tokens = max_tokens
+        self.sampling = Sampling(**sampling)
         self.context = context
         self.threads = threads or len(os.sched_getaffinity(0))
 
@@ -91,7 +88,7 @@ class LlamaCpp:
         cached: list[int] = []
         for position in order:
             prefix, rest = self._tokens(requests[position])
-            if len(prefix) + len(rest) + self.max_tokens > self.context:
+            if len(prefix) + len(rest) + self.sampling.max_tokens > self.context:
                 yield position, Completion("", "context", 0, 0)
                 continue
             new = 0
@@ -116,13 +113,15 @@ class LlamaCpp:
         model.n_tokens = start  # what stands behind it in the cache is forgotten
         model.set_seed(seed)
         tokens: list[int] = []
-        finish = "length"
-        for token in model.generate(rest, reset=False, **self.sampling):
+        finish, drawn = "length", self.sampling
+        for token in model.generate(
+            rest, reset=False, temp=drawn.temperature, top_p=drawn.top_p, top_k=0, min_p=0.0
+        ):
             if self._library.llama_token_is_eog(model._model.vocab, token):
                 finish = "stop"
                 break
             tokens.append(token)
-            if len(tokens) == self.max_tokens:
+            if len(tokens) == drawn.max_tokens:
                 break
         text = model.detokenize(tokens).decode("utf-8", "ignore")
         return Completion(text, finish, prefilled, len(tokens))

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from requests import PreparedRequest, RequestException, Response, Session, Timeout
 
+from dense_retrieval.queries.backends.sampling import Sampling
 from dense_retrieval.queries.generate import Backend, Completion, Request
 from dense_retrieval.records import InputError
 
@@ -42,8 +44,6 @@ class OpenAI(Backend):
         url: of the API, such as ``http://localhost:8000/v1``.
         model: as the server calls it.
         api_key_variable: the environment variable that holds the key; where it is unset, none is sent.
-        temperature: 0 is greedy.
-        max_tokens: tokens of an answer.
         concurrency: requests in flight.
         retries: further tries of a request that met 408, 425, 429, 5xx, a dropped connection, no answer
             within ``timeout_s``, or one that is no chat completion.
@@ -53,6 +53,7 @@ class OpenAI(Backend):
         extra_body: further fields of each request, such as ``{"chat_template_kwargs": {"enable_thinking":
             False}}``; None as a value leaves a field out that is sent otherwise.
         backoff_s: seconds before the second try, doubled with each further one.
+        sampling: the fields of :class:`~dense_retrieval.queries.backends.sampling.Sampling`.
     """
 
     def __init__(
@@ -61,15 +62,13 @@ class OpenAI(Backend):
         model: str,
         *,
         api_key_variable: str = "OPENAI_API_KEY",
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        max_tokens: int = 50,
         concurrency: int = 32,
         retries: int = 5,
         timeout_s: float = 120.0,
         max_total_tokens: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         backoff_s: float = 1.0,
+        **sampling: Any,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
@@ -82,9 +81,9 @@ class OpenAI(Backend):
             raise InputError("generator.concurrency must be above 0, so timeout_s; retries not below 0")
         self.url = url.rstrip("/")
         self.api_key_variable = api_key_variable
-        self.body = {"model": model, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        self.sampling = Sampling(**sampling)
+        self.body = {"model": model} | asdict(self.sampling)
         self.extra_body = dict(extra_body or {})
-        self.max_tokens = max_tokens
         self.at_once = concurrency
         self.retries = retries
         self.timeout_s = timeout_s
@@ -170,7 +169,7 @@ class OpenAI(Backend):
         )
 
     def _try(self, session: Session, request: Request) -> Completion:
-        reserved = len(request.text) // _CHARACTERS + self.max_tokens
+        reserved = len(request.text) // _CHARACTERS + self.sampling.max_tokens
         self._reserve(reserved)
         spent = 0
         messages = [{"role": "user", "content": request.text}]
@@ -221,7 +220,7 @@ class OpenAI(Backend):
             written = int(usage.get("completion_tokens") or len(text) // _CHARACTERS + 1)
             cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
             return Completion(text, finish, prompt - cached, written), prompt + written
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise _Passing(f"an answer that is no chat completion: {self._said(response)}") from error
 
     def _refused(self, response: Response) -> Completion:
@@ -241,7 +240,7 @@ class OpenAI(Backend):
         raise InputError(f"generator.url={self.url}: status {status}: {said}; {remedy}")
 
     def _said(self, response: Response) -> str:
-        """One line of the server's, without the key, which some repeat."""
+        """One line of the server's, printable, without the key, which some repeat."""
         try:
             values = response.json()
             error = values.get("error", values)
@@ -249,7 +248,7 @@ class OpenAI(Backend):
         except (ValueError, LookupError, AttributeError):
             text = response.text
         key = self._key()
-        line = " ".join(str(text).split())
+        line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
         return (line.replace(key, "***") if key else line)[:200]
 
     def _key(self) -> str:

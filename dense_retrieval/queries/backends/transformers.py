@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -21,13 +19,13 @@ from transformers import (
 )
 
 from dense_retrieval.batching import pack
-from dense_retrieval.hub import model_folder
+from dense_retrieval.hub import load_config, load_model, load_tokenizer, model_folder
+from dense_retrieval.queries.backends.sampling import Sampling
 from dense_retrieval.queries.generate import Backend, Completion, Request
 from dense_retrieval.records import InputError
 
 # of a checkpoint's generation config: the tokens that begin and end an answer, not how it samples
 _TOKENS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 class Transformers(Backend):
@@ -43,14 +41,13 @@ class Transformers(Backend):
     Args:
         path: folder or hub name.
         revision: branch, tag or commit on the hub.
-        temperature: 0 is greedy.
-        max_tokens: tokens of an answer.
         context: tokens of prompt and answer together, of an encoder-decoder those of the prompt; None is
             what the model was made for.
         max_tokens_a_batch: padded tokens, answers included; changes speed only.
         device: cpu, cuda, or auto: cuda where there is one.
         dtype: float32, bfloat16, float16, or auto: bfloat16 on cuda, else float32.
         trust_remote_code: run modelling code that comes with the weights.
+        sampling: the fields of :class:`~dense_retrieval.queries.backends.sampling.Sampling`.
     """
 
     at_once = 32
@@ -60,14 +57,12 @@ class Transformers(Backend):
         path: str,
         *,
         revision: str | None = None,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        max_tokens: int = 50,
         context: int | None = None,
         max_tokens_a_batch: int = 16_384,
         device: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        **sampling: Any,
     ) -> None:
         cuda = torch.cuda.is_available()
         self.device = ("cuda" if cuda else "cpu") if device == "auto" else device
@@ -75,16 +70,10 @@ class Transformers(Backend):
             dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
         if dtype not in ("float32", "bfloat16", "float16"):
             raise InputError(f"generator.dtype={dtype}: must be auto, float32, bfloat16 or float16")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise InputError(
-                f"generator.temperature={temperature} must be 0 or more, generator.top_p={top_p} in 0..1"
-            )
         self.dtype = getattr(torch, dtype)
         self.path = path
         self.revision = revision
-        self.temperature = temperature
-        self.top_p = top_p
-        self.max_tokens = max_tokens
+        self.sampling = Sampling(**sampling)
         self.context = context
         self.max_tokens_a_batch = max_tokens_a_batch
         self.trust_remote_code = trust_remote_code
@@ -96,26 +85,21 @@ class Transformers(Backend):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.files, self.trust_remote_code)
+        return load_tokenizer(self.files, f"generator.path={self.path}", self.trust_remote_code)
 
     @cached_property
     def _model(self) -> Any:
-        try:
-            config = AutoConfig.from_pretrained(self.files, trust_remote_code=self.trust_remote_code)
-            auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            model = auto.from_pretrained(
-                self.files, dtype=self.dtype, trust_remote_code=self.trust_remote_code, use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"generator.path={self.path}: transformers cannot load it: {reason}") from error
+        named, trust = f"generator.path={self.path}", self.trust_remote_code
+        config = load_config(self.files, named, trust)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = load_model(auto, self.files, named, trust_remote_code=trust, dtype=self.dtype)
         tokenizer, own = self._tokenizer, model.generation_config
         listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         ends = sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
         pad = next((t for t in (tokenizer.pad_token_id, own.pad_token_id, *ends) if t is not None), 0)
         model.generation_config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=self.max_tokens,
+            max_new_tokens=self.sampling.max_tokens,
             eos_token_id=ends or None,
             pad_token_id=pad,
             **{name: getattr(own, name) for name in _TOKENS},
@@ -132,7 +116,7 @@ class Transformers(Backend):
             raise InputError(
                 f"generator.context={context}: {self.path} was made for {made_for} tokens at most"
             )
-        return context if config.is_encoder_decoder else context - self.max_tokens
+        return context if config.is_encoder_decoder else context - self.sampling.max_tokens
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """See :class:`~dense_retrieval.queries.generate.Backend`."""
@@ -142,7 +126,7 @@ class Transformers(Backend):
         for position in np.flatnonzero(lengths > self._room):
             yield int(position), Completion("", "context", 0, 0)
         fitting = np.flatnonzero(lengths <= self._room)
-        for batch in pack(lengths[fitting] + self.max_tokens, self.max_tokens_a_batch):
+        for batch in pack(lengths[fitting] + self.sampling.max_tokens, self.max_tokens_a_batch):
             rows = fitting[batch].tolist()
             answers = self._answers([prompts[row] for row in rows], [requests[row].seed for row in rows])
             yield from zip(rows, answers, strict=True)
@@ -163,7 +147,7 @@ class Transformers(Backend):
             written = self._model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
-                logits_processor=self._sampling(seeds),
+                logits_processor=self._draw(seeds),
             )
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -175,12 +159,13 @@ class Transformers(Backend):
             self._completion(answer, len(prompt)) for answer, prompt in zip(answers, prompts, strict=True)
         ]
 
-    def _sampling(self, seeds: list[int]) -> LogitsProcessorList:
-        if self.temperature == 0:
+    def _draw(self, seeds: list[int]) -> LogitsProcessorList:
+        temperature, top_p = self.sampling.temperature, self.sampling.top_p
+        if temperature == 0:
             return LogitsProcessorList()
-        top_p = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
+        cut = [TopPLogitsWarper(top_p)] if top_p < 1 else []
         noise = GumbelNoise(seeds, self.device)
-        return LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature)), *top_p, noise])
+        return LogitsProcessorList([TemperatureLogitsWarper(float(temperature)), *cut, noise])
 
     def _completion(self, tokens: list[int], prefilled: int) -> Completion:
         ends = self._model.generation_config.eos_token_id or []
@@ -206,18 +191,6 @@ class GumbelNoise(LogitsProcessor):
             row.exponential_(generator=generator)
         # -log of an exponential variable is a Gumbel one; 0 would be infinite
         return scores - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_()
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Raises InputError where the folder has no (usable) tokenizer."""
-    # transformers makes an empty one for some models
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise InputError(f"generator.path: {folder} has no tokenizer; save it beside the weights")
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"generator.path: the tokenizer of {folder} cannot be loaded: {reason}") from error
 
 
 def prompt_ids(tokenizer: Any, text: str, chat: bool = True) -> list[int]:

@@ -1,12 +1,14 @@
 """A model of the Hugging Face hub in this process, by vLLM, on a GPU."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dense_retrieval.hub import model_folder
-from dense_retrieval.queries.backends.transformers import load_tokenizer, prompt_ids
+from dense_retrieval.hub import load_tokenizer, model_folder
+from dense_retrieval.queries.backends.sampling import Sampling
+from dense_retrieval.queries.backends.transformers import prompt_ids
 from dense_retrieval.queries.generate import Backend, Completion, Request
 from dense_retrieval.records import InputError
 
@@ -20,13 +22,12 @@ class VLLM(Backend):
     Args:
         path: folder or hub name of a causal model.
         revision: branch, tag or commit on the hub.
-        temperature: 0 is greedy.
-        max_tokens: tokens of an answer.
         context: tokens of prompt and answer together; more take more memory.
         dtype: float32, bfloat16, float16, or auto: the checkpoint's.
         gpus: that share the model.
         gpu_memory: fraction of a GPU's memory that vLLM may take.
         trust_remote_code: run modelling code that comes with the weights.
+        sampling: the fields of :class:`~dense_retrieval.queries.backends.sampling.Sampling`.
     """
 
     at_once = 256
@@ -36,19 +37,17 @@ class VLLM(Backend):
         path: str,
         *,
         revision: str | None = None,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        max_tokens: int = 50,
         context: int = 4096,
         dtype: str = "auto",
         gpus: int = 1,
         gpu_memory: float = 0.9,
         trust_remote_code: bool = False,
+        **sampling: Any,
     ) -> None:
         self.path = path
         self.revision = revision
-        self.sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        self.room = context - max_tokens
+        self.sampling = Sampling(**sampling)
+        self.room = context - self.sampling.max_tokens
         self.trust_remote_code = trust_remote_code
         self.engine = {
             "max_model_len": context,
@@ -82,7 +81,7 @@ class VLLM(Backend):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.files, self.trust_remote_code)
+        return load_tokenizer(self.files, f"generator.path={self.path}", self.trust_remote_code)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """See :class:`~dense_retrieval.queries.generate.Backend`."""
@@ -95,7 +94,7 @@ class VLLM(Backend):
                     yield row, Completion("", "context", 0, 0)
                     continue
                 prompts.append({"prompt_token_ids": ids})
-                params.append(library.SamplingParams(**self.sampling, seed=request.seed))
+                params.append(library.SamplingParams(**asdict(self.sampling), seed=request.seed))
                 rows.append(row)
             outputs = model.generate(prompts, params, use_tqdm=False) if prompts else []
             for row, output in zip(rows, outputs, strict=True):  # in the order of the prompts

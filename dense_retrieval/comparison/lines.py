@@ -10,21 +10,20 @@ import numpy as np
 import pandas
 
 from dense_retrieval.comparison.runs import Run
-from dense_retrieval.evaluation.evaluate import METRICS
 from dense_retrieval.evaluation.table import TUNED
 
 _GROUPS = ("loss", "querytype", "teacher", "student", "retriever", "generator", "trainer", "experiment")
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class Line:
     """A system that is one line of the comparison: a reference, or the runs that differ in their seed only.
 
     Attributes:
         settings: column -> value; only those that tell it from the other lines of its system.
         runs: those whose files it comes from.
-        values: corpus -> ``(Q, 4)`` :data:`METRICS` by query id, the mean over the seeds.
-        means: corpus -> ``(S, 4)`` mean over the queries, a line a seed.
+        values: corpus -> ``(Q, M)`` each metric by query id, the mean over the seeds.
+        means: corpus -> ``(S, M)`` mean over the queries, a line a seed.
     """
 
     system: str
@@ -42,9 +41,41 @@ class Row:
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
     """The runs to compare, their corpora told apart; the others with the reason."""
-    once, repeated = _once(_told_apart(runs))
+    measured, otherwise = _with_a_common_metric(runs)
+    once, repeated = _once(_told_apart(measured))
     kept, others = _on_the_same_queries(once)
-    return kept, repeated | others
+    return kept, otherwise | repeated | others
+
+
+def in_common(runs: Sequence[Run]) -> list[str]:
+    """The metrics that all runs have, in the order of the first run."""
+    return [metric for metric in runs[0].metrics if all(metric in run.metrics for run in runs)]
+
+
+def only(runs: Sequence[Run], metrics: list[str]) -> list[Run]:
+    """The runs with these metrics alone; tables that runs share stay shared."""
+    tables: dict[int, pandas.DataFrame] = {}
+    for run in runs:
+        for table in run.systems.values():
+            if id(table) not in tables:
+                tables[id(table)] = table if list(table.columns) == metrics else table[metrics]
+    return [
+        replace(run, systems={name: tables[id(table)] for name, table in run.systems.items()}) for run in runs
+    ]
+
+
+def _with_a_common_metric(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
+    """The runs that have the metric that most of them have."""
+    counts = Counter(metric for run in runs for metric in run.metrics)
+    ((usual, _),) = counts.most_common(1)
+    kept = [run for run in runs if usual in run.metrics]
+    excluded = {
+        run: f"{run.folder} was measured by {', '.join(run.metrics)}, not by {usual} as {kept[0].folder}; "
+        f"run its command again with {usual} in evaluation.metrics: nothing is trained anew"
+        for run in runs
+        if usual not in run.metrics
+    }
+    return kept, excluded
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -110,16 +141,16 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return columns
 
 
-def rows_of(runs: Sequence[Run], columns: Sequence[str]) -> list[Row]:
+def lines_of(runs: Sequence[Run], columns: Sequence[str]) -> list[Line]:
     """References first, then the tuned students in the order of the runs."""
     alike: dict[str, list[Run]] = {}
     for run in runs:
         alike.setdefault(_text([run.settings.get(c) for c in columns]), []).append(run)
     systems = list(dict.fromkeys(name for run in runs for name in run.systems if name != TUNED))
-    rows = [row for system in systems for row in _references(system, list(alike.values()), columns)]
+    lines = [line for system in systems for line in _references(system, list(alike.values()), columns)]
     for of in alike.values():
-        rows.append(Row(TUNED, settings_of(of[0], columns), tuple(of), *_averaged(TUNED, of)))
-    return rows
+        lines.append(Line(TUNED, settings_of(of[0], columns), tuple(of), *_averaged(TUNED, of)))
+    return lines
 
 
 def settings_of(run: Run, columns: Sequence[str]) -> dict[str, Any]:
@@ -127,7 +158,7 @@ def settings_of(run: Run, columns: Sequence[str]) -> dict[str, Any]:
     return {c: _shown(run.settings.get(c)) for c in columns}
 
 
-def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Row]:
+def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Line]:
     """A system that is the same in many runs is one line; its settings are those that it depends on."""
     groups: list[tuple[dict[str, pandas.DataFrame], list[Run]]] = []  # values by corpus, in which runs
     for of in alike:
@@ -143,13 +174,13 @@ def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str])
                 runs += having
             else:
                 groups.append((values, having))
-    rows: list[Row] = []
+    lines: list[Line] = []
     for _, runs in groups:
         settings = settings_of(runs[0], _in_common(runs, columns)) if len(groups) > 1 else {}
-        if len(groups) > 1 and any(row.settings == settings for row in rows):
-            settings["variant"] = len(rows) + 1  # no setting tells it from the others: another machine, say
-        rows.append(Row(system, settings, tuple(runs), *_averaged(system, runs)))
-    return rows
+        if len(groups) > 1 and any(line.settings == settings for line in lines):
+            settings["variant"] = len(lines) + 1  # no setting tells it from the others: another machine, say
+        lines.append(Line(system, settings, tuple(runs), *_averaged(system, runs)))
+    return lines
 
 
 def _agree(one: pandas.DataFrame, other: pandas.DataFrame) -> bool:
@@ -166,7 +197,7 @@ def _in_common(runs: Sequence[Run], columns: Sequence[str]) -> list[str]:
 def _averaged(
     system: str, runs: Sequence[Run]
 ) -> tuple[dict[str, pandas.DataFrame], dict[str, pandas.DataFrame]]:
-    """``values`` and ``means`` of a :class:`Row`; a reference counts once for all runs that share it."""
+    """``values`` and ``means`` of a :class:`Line`; a reference counts once for all runs that share it."""
     values, means = {}, {}
     for corpus in dict.fromkeys(run.corpus for run in runs):
         on_it = [run for run in runs if run.corpus == corpus]
@@ -188,8 +219,8 @@ def _averaged(
         there = ~np.isnan(stacked)
         with np.errstate(invalid="ignore"):
             mean = np.where(there, stacked, 0.0).sum(0) / there.sum(0)
-        values[corpus] = pandas.DataFrame(mean, index=queries, columns=list(METRICS))
-        means[corpus] = pandas.DataFrame([table.mean() for table in tables], columns=list(METRICS))
+        values[corpus] = pandas.DataFrame(mean, index=queries, columns=tables[0].columns)
+        means[corpus] = pandas.DataFrame([table.mean() for table in tables])
     return values, means
 
 

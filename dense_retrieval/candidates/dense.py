@@ -1,10 +1,14 @@
 """Exact inner-product search with FAISS."""
 
+import logging
+
 import faiss
 import numpy as np
 from rich.progress import track
 
 from dense_retrieval.records import CandidateList
+
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it narrates
 
 _PASSAGES_AT_ONCE = 500_000
 

@@ -1,20 +1,22 @@
 """From scored candidate lists to training groups: the teacher's filter, labels, train and dev."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from dense_retrieval.records import CandidateList, Groups, InputError
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.queries import human
+from dense_retrieval.records import CandidateList, Corpus, Groups, InputError
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher.ensemble import percentile_range, unit_scale
 from dense_retrieval.teacher.scores import scored_later
 
 
 @dataclass(frozen=True)
-class Built:
+class Labelled:
     """The groups, and what is reported of how they came about."""
 
     groups: Groups
@@ -23,7 +25,7 @@ class Built:
     yields: dict[str, dict[str, int]]  # query type -> step -> queries left
 
 
-def build(
+def label(
     scored: CandidateList,
     source: np.ndarray,
     querytypes: Sequence[str],
@@ -34,7 +36,8 @@ def build(
     dev_fraction: float = 0.1,
     seed: int = 0,
     later: np.ndarray | None = None,
-) -> Built:
+    relevant: np.ndarray | None = None,
+) -> Labelled:
     """The paper's steps 8 to 10.
 
     A query stays if its list has ``list_size`` passages, if (``teacher_top1``) the teacher ranks
@@ -48,6 +51,7 @@ def build(
         querytypes: Q names.
         later: ``(Q,)`` bool: queries that the teacher scores while they are trained on. Their source
             stands first, then the retriever's order; no filter of the teacher's applies to them.
+        relevant: ``(J, 2)`` (query, passage) rows judged relevant by people, for human queries.
 
     Raises:
         InputError: a score is NaN; no group is left, or too few to have one on each side.
@@ -60,9 +64,47 @@ def build(
     listed = ranked.passages[:, 0] >= 0
     full = listed & ((ranked.passages[:, :list_size] >= 0).sum(1) == list_size)
     first = full & (ranked.passages[:, 0] == source if teacher_top1 else True)
-    kept = full & later
+    normalised, scale, high = _by_type(scored, ranked, types, first, later, list_size, min_top_percentile)
+    kept = full & later | high
+    steps = {
+        "retriever filter": listed,
+        f"{list_size} passages": full,
+        "teacher filter": first,
+        "labels": kept,
+    }
+    if kept.sum() < 2:
+        counts = ", ".join(f"{int(mask.sum())} after {step}" for step, mask in steps.items())
+        raise InputError(
+            f"of {len(source)} training queries {counts}: too few to train on; loosen groups.source_top_k, "
+            "groups.list_size, groups.teacher_top1=false or groups.min_top_percentile, or bring more queries"
+        )
+    raw = np.where(scored.passages >= 0, scored.scores, -np.inf)
+    order = np.argsort(-raw[kept], axis=1, kind="stable")[:, :list_size]
+    groups = Groups(
+        query=np.flatnonzero(kept),
+        passages=np.take_along_axis(scored.passages[kept], order, 1),
+        teacher=np.take_along_axis(normalised[kept], order, 1),
+        source=source[kept],
+        dev=dev_side(source[kept], dev_fraction, seed),
+    )
+    if relevant is not None:
+        groups = replace(groups, relevant=relevant[kept[relevant[:, 0]]])
+    return Labelled(groups, normalised, scale[kept], _yields(steps, types, groups))
+
+
+def _by_type(
+    scored: CandidateList,
+    ranked: CandidateList,
+    types: np.ndarray,
+    first: np.ndarray,
+    later: np.ndarray,
+    list_size: int,
+    min_top_percentile: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``(Q, K)`` normalised scores, ``(Q, 2)`` their scale, ``(Q,)`` bool: whose top score is high enough."""
     normalised = np.full(scored.scores.shape, -np.inf, dtype=np.float32)
-    scale = np.zeros((len(source), 2))
+    scale = np.zeros((len(types), 2))
+    high = np.zeros(len(types), dtype=bool)
     for name in np.unique(types):
         of_type = types == name
         known = of_type & first & ~later
@@ -74,43 +116,22 @@ def build(
         floor = np.percentile(scores, min_top_percentile)
         low, width = percentile_range(scores)
         scale[of_type] = low, width
-        kept |= of_type & first & ~later & (ranked.scores[:, 0] >= floor)
+        high |= of_type & first & ~later & (ranked.scores[:, 0] >= floor)
         scaled = unit_scale(scored.scores[of_type], low, width)
         normalised[of_type] = np.where(scored.passages[of_type] >= 0, scaled, -np.inf)
     normalised[later] = np.where(scored.passages[later] >= 0, np.nan, -np.inf)
-    steps = {
-        "retriever filter": listed,
-        f"{list_size} passages": full,
-        "teacher filter": first,
-        "labels": kept,
-    }
-    yields = {
-        str(name): {"drawn": int((types == name).sum())}
-        | {step: int((mask & (types == name)).sum()) for step, mask in steps.items()}
-        for name in np.unique(types)
-    }
-    if kept.sum() < 2:
-        counts = ", ".join(f"{int(mask.sum())} after {step}" for step, mask in steps.items())
-        raise InputError(
-            f"of {len(source)} training queries {counts}: too few to train on; loosen groups.source_top_k, "
-            "groups.list_size, groups.teacher_top1=false or groups.min_top_percentile, or bring more queries"
-        )
-    labelled = CandidateList(scored.passages, np.where(scored.passages >= 0, scored.scores, -np.inf))
-    order = np.argsort(-labelled.scores[kept], axis=1, kind="stable")[:, :list_size]
-    groups = Groups(
-        query=np.flatnonzero(kept),
-        passages=np.take_along_axis(scored.passages[kept], order, 1),
-        teacher=np.take_along_axis(normalised[kept], order, 1),
-        source=source[kept],
-        dev=dev_side(source[kept], dev_fraction, seed),
-    )
-    for name in yields:
-        of_type = types[groups.query] == name
-        yields[name] |= {
-            "train": int((of_type & ~groups.dev).sum()),
-            "dev": int((of_type & groups.dev).sum()),
-        }
-    return Built(groups, normalised, scale[kept], yields)
+    return normalised, scale, high
+
+
+def _yields(steps: dict[str, np.ndarray], types: np.ndarray, groups: Groups) -> dict[str, dict[str, int]]:
+    yields = {}
+    for name in np.unique(types):
+        of_type = types == name
+        counts = {"drawn": of_type} | {step: mask & of_type for step, mask in steps.items()}
+        trained = types[groups.query] == name
+        counts |= {"train": trained & ~groups.dev, "dev": trained & groups.dev}
+        yields[str(name)] = {step: int(mask.sum()) for step, mask in counts.items()}
+    return yields
 
 
 def _with_placeholders(scored: CandidateList, source: np.ndarray, later: np.ndarray) -> CandidateList:
@@ -151,12 +172,19 @@ def load_groups(folder: Path) -> Groups:
     return Groups.load(folder / "groups.npz")
 
 
-@stage(load_groups, speed=("candidates", "queries", "scored_before"))
+def _most(queries: Counted, list_size: int, dev_fraction: float, **_: Any) -> dict[str, float]:
+    n = queries["queries"]
+    return {"queries": n, "groups": n, "dev": np.ceil(n * dev_fraction), "pairs": n * list_size}
+
+
+@stage(load_groups, version=2, forecast=_most)
 def groups(
     folder: Path,
-    scores: Folder[CandidateList],
     candidates: Folder[CandidateList],
+    scores: Folder[CandidateList],
     queries: Folder[Dataset],
+    corpus: Folder[Corpus],
+    earlier: Folder[Groups] | None,
     /,
     *,
     list_size: int,
@@ -164,11 +192,16 @@ def groups(
     min_top_percentile: float,
     dev_fraction: float,
     seed: int,
-    scored_before: int | None,
+    scored_before: int | None = None,
 ) -> Counts:
-    """Training groups, and the normalised scores of all lists."""
+    """Training groups. The normalised scores of all lists are in ``normalised.npy``, their scale in ``scale.npy``.
+
+    Args:
+        earlier: the groups of the round before: what was trained on there does not choose the checkpoint here,
+            nor the other way round.
+    """
     asked = queries.load()
-    built = build(
+    labelled = label(
         CandidateList(candidates.load().passages, scores.load().scores),
         np.array(asked["source"]),
         asked["querytype"],
@@ -178,8 +211,19 @@ def groups(
         dev_fraction=dev_fraction,
         seed=seed,
         later=scored_later(len(asked), scored_before),
+        relevant=human.relevant(corpus.load(), asked),
     )
-    np.save(folder / "scale.npy", built.scale)
-    built.groups.save(folder / "groups.npz")
-    np.save(folder / "normalised.npy", built.normalised)
-    return built.yields
+    found = labelled.groups
+    if earlier:
+        before = earlier.load()
+        found = replace(found, dev=np.isin(found.source, before.source[before.dev]))
+    np.save(folder / "scale.npy", labelled.scale)
+    found.save(folder / "groups.npz")
+    np.save(folder / "normalised.npy", labelled.normalised)
+    return {
+        "queries": len(asked),
+        "groups": len(found.query),
+        "dev": int(found.dev.sum()),
+        "pairs": found.passages.size,
+        "by type": labelled.yields,
+    }

@@ -6,6 +6,8 @@ run's settings, another model's folder with those of the overrides (``data=fiqa 
 
 import argparse
 import json
+import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ import numpy as np
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
@@ -24,15 +28,22 @@ from rich.table import Table
 
 from dense_retrieval import pipeline
 from dense_retrieval.candidates.bm25 import BM25
-from dense_retrieval.config import CONF, users_error
+from dense_retrieval.candidates.dense import search
+from dense_retrieval.checks import check
+from dense_retrieval.config import CONF
+from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.nodes import bm25_settings
 from dense_retrieval.records import CandidateList, InputError
-from dense_retrieval.search.index import search
 from dense_retrieval.stage import Outside
 from dense_retrieval.store import Store
 from dense_retrieval.student.bi_encoder import BiEncoder
 
+log = logging.getLogger(__name__)
+
 _CHARACTERS = 160  # of a passage, shown
+# What searching depends on; a run's other overrides are not taken.
+_SEARCHED = {"data", "student", "retriever", "experiment", "precision", "device", "cache_dir"}
 
 
 def main() -> None:
@@ -51,7 +62,7 @@ def main() -> None:
         for query, found in results(given.folder, given.overrides, _typed(), given.top):
             Console().print(beside_each_other(query, found))
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {users_error(error) or ' '.join(str(error).split())}")
+        sys.exit(f"error: {in_one_line(error)}")
 
 
 def _typed() -> Iterator[str]:
@@ -75,14 +86,15 @@ def results(
     model, overrides = _model_of(folder, overrides)
     with initialize_config_dir(CONF, version_base=None):
         config: Any = compose("config", overrides=overrides)
+    check(config)
     if "members" in config.data:
         raise InputError("data=mixture: search one of its corpora, data=NAME")
     store, part = Store(Path(config.cache_dir)), pipeline.prepare(config)
-    weights = {UNTUNED: part.student, TUNED: Outside(model)}
-    steps = {name: pipeline.embedded(part, "passages", part.corpus, of) for name, of in weights.items()}
+    weights = {UNTUNED: pipeline.untuned(config), TUNED: Outside(model)}
+    steps = {name: pipeline.embedded(config, part.corpus, "passages", of) for name, of in weights.items()}
     store.build(part.corpus, *steps.values())
     texts = store.load(part.corpus).passages["text"]
-    bm25 = BM25(texts, **pipeline.plain(config.retriever, only=["library", "k1", "b"]))
+    bm25 = BM25(texts, **bm25_settings(config))
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {
         name: instantiate(config.student, path=str(of.path), revision=None) for name, of in weights.items()
@@ -112,15 +124,29 @@ def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
     if not (folder / "model").is_dir():
         raise InputError(f"{folder} has no model: the run did not finish; start it again")
     replaced = {override.partition("=")[0] for override in overrides}
-    kept = []
-    for override in yaml.safe_load(own.read_text()):
-        name = override.partition("=")[0]  # with data=... given, data.path is of another corpus
-        if not replaced & {name, name.partition(".")[0]}:
-            kept.append(override)
+    kept: list[str] = []
+    refused: list[str] = []
+    for override in OverridesParser.create().parse_overrides(yaml.safe_load(own.read_text())):
+        name = override.key_or_group  # with data=... given, data.path is of another corpus
+        root = name.partition(".")[0]
+        if root in _SEARCHED and not replaced & {name, root}:
+            (kept if _is_harmless(override) else refused).append(str(override.input_line))
+    if refused:
+        log.warning("not taken from %s: %s; give it again if you trust the run", own, " ".join(refused))
     # The same weights, whose embeddings are in the cache already.
     metrics = [json.loads(file.read_text()) for file in folder.glob("metrics.json")]
     cached = [Path(of["artifacts"]["training"]) / "model" for of in metrics]
     return next((path for path in cached if path.is_dir()), folder / "model"), [*kept, *overrides]
+
+
+def _is_harmless(override: Override) -> bool:
+    """Whether an override that somebody else wrote can start no code and load no other file of settings."""
+    name, value = override.key_or_group, override.value()
+    words = name.split(".")
+    code = any(word.startswith("_") or word == "trust_remote_code" for word in words)
+    a_choice = len(words) == 1 and words[0] not in ("cache_dir", "device", "precision")
+    elsewhere = a_choice and not re.fullmatch(r"[\w, '\[\]]+", str(value))  # no path of a file
+    return override.package is None and not (code or elsewhere or "{" in str(override.input_line))
 
 
 @torch.inference_mode()

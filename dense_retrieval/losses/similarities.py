@@ -1,0 +1,42 @@
+"""What a loss may read of a batch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """The cosines of B queries with their K candidates and with all U unique passages of the batch.
+
+    Both are computed when they are first asked for, in float32 or better.
+    """
+
+    queries: Tensor  # (B, D) unit vectors
+    passages: Tensor  # (U, D) unit vectors, no passage twice
+    slots: Tensor  # (B, K) rows of `passages`, the candidates of each query; any row at padding
+    teacher: Tensor  # (B, K) teacher scores in 0..1, -inf = padding
+    positives: Tensor  # (B,) rows of `passages`: each query's positive, its first candidate
+    multiplicity: Tensor  # (U,) how often each passage stands among the B x K candidates
+    masked: Tensor  # (M, 2) pairs (query, row of `passages`) that are no in-batch negatives
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """``(B, K)`` each query with its own candidates; of no meaning at padding."""
+        return torch.einsum("bd,bkd->bk", _exact(self.queries), _exact(self.passages)[self.slots])
+
+    @cached_property
+    def in_batch(self) -> Tensor:
+        """``(B, U)`` each query with every unique passage."""
+        return _exact(self.queries) @ _exact(self.passages).T
+
+    @property
+    def padding(self) -> Tensor:
+        """``(B, K)`` bool: where a list is shorter than K."""
+        return torch.isneginf(self.teacher)
+
+
+def _exact(embeddings: Tensor) -> Tensor:
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

@@ -1,0 +1,173 @@
+"""Nodes of a composed configuration, as what stage functions take."""
+
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from dense_retrieval.checks import check
+from dense_retrieval.config import Config
+from dense_retrieval.errors import in_one_line
+from dense_retrieval.files import fingerprint
+from dense_retrieval.hub import model_folder
+from dense_retrieval.records import InputError
+from dense_retrieval.stage import Outside, Settings
+from dense_retrieval.sweep import split_overrides
+
+_WEIGHTS = ("path", "revision", "adapter")  # their content is an input
+
+
+def plain(config: Any, *without: str, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """A node as JSON values, without some keys, or with these only."""
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items() if k not in without and (only is None or k in only)}
+
+
+def settings(config: Any, *without: str, unkeyed: Sequence[str] = ()) -> Settings:
+    """A node's values, of which those enter a key that differ from the schema's defaults; of a class or function
+    of the user's own its source too.
+
+    Args:
+        without: keys left out.
+        unkeyed: keys that change no result of this stage.
+    """
+    values = plain(config, *without)
+    schema = OmegaConf.get_type(config)
+    usual: Any = OmegaConf.structured(schema) if schema else OmegaConf.create()
+    given = [
+        k for k in usual if not OmegaConf.is_missing(usual, k) and not OmegaConf.is_interpolation(usual, k)
+    ]
+    defaults = {str(key): usual[key] for key in given}
+    keyed = {
+        key: value
+        for key, value in values.items()
+        if key not in unkeyed and (key == "_target_" or key not in defaults or defaults[key] != value)
+    }
+    if target := values.get("_target_"):
+        keyed |= {f"source of {file.name}": fingerprint(file) for file in sources(target)}
+    return Settings(values, keyed)
+
+
+def sources(target: str) -> list[Path]:
+    """The files outside this package that define a class or function, and the classes that it inherits from.
+
+    Raises:
+        InputError: there is no such class or function.
+    """
+    if target.startswith("dense_retrieval."):
+        return []
+    try:
+        found: Any = get_object(target)
+        owner = get_object(target.rpartition(".")[0])
+    except Exception as error:
+        raise InputError(f"_target_={target}: {' '.join(str(error).split())}") from error
+    if inspect.isclass(owner):  # a class's own way of loading it
+        found = owner
+    classes = inspect.getmro(found) if inspect.isclass(found) else (found,)
+    modules = {sys.modules[of.__module__] for of in classes if hasattr(of, "__module__")}
+    files = {Path(file) for m in modules if (file := getattr(m, "__file__", None))}
+    packages = (
+        Path(__file__).parent,
+        Path(inspect.__file__).parent,
+    )  # this one, Python's, and what is installed
+    return sorted(file for file in files if not any(file.is_relative_to(p) for p in packages))
+
+
+def corpora(c: Config) -> dict[str, Config]:
+    """The configuration of each corpus that one student is trained on; of a single one without a name.
+
+    Of a mixture each member is what would follow ``python -m dense_retrieval.run`` for it alone; the
+    command's other overrides hold for all of them.
+    """
+    if "members" not in c.data:
+        return {"": c}
+    if len(c.data.members) < 2:
+        raise InputError(
+            "data=mixture needs two corpora at least: \"data.members=['data=scifact', 'data=fiqa']\""
+        )
+    if c.groups.scored_before is not None:
+        raise InputError(
+            f"groups.scored_before={c.groups.scored_before} and data=mixture do not go together: leave one out"
+        )
+    shared = [o for o in HydraConfig.get().overrides.task if not o.startswith(("data=", "data.members="))]
+    found = {}
+    for number, words in enumerate(c.data.members):
+        member: Any = compose("config", overrides=[*shared, *split_overrides(words)])
+        check(member)
+        if member.student != c.student:
+            raise InputError(f"data.members: {words!r} has another student; give student= for all")
+        found[f"{number}-{words.split()[0].removeprefix('data=')}"] = member
+    return found
+
+
+def teachers(c: Config) -> tuple[list[Any], dict[str, Outside], list[float] | None]:
+    """The teacher, or the members of an ensemble, the files of their weights, and their shares: as
+    :func:`dense_retrieval.teacher.scores.score` takes them."""
+    found = list(c.teacher.members) if "members" in c.teacher else [c.teacher]
+    if len(found) > 1 and c.groups.scored_before is not None:
+        raise InputError("groups.scored_before needs a single teacher: choose one with teacher=")
+    members: list[Any] = []
+    weights: dict[str, Outside] = {}
+    for number, member in enumerate(found):
+        if member == "bm25":
+            members.append(plain(c.retriever, only=["library", "k1", "b"]))
+        elif member == "student":
+            members.append("student")
+        else:
+            teacher = _composed(member) if isinstance(member, str) else member
+            weights[f"path {number}"] = Outside(model_folder(teacher.path, teacher.revision))
+            if adapter := outside("teacher.adapter", teacher.get("adapter")):
+                weights[f"adapter {number}"] = adapter
+            members.append(settings(teacher, *_WEIGHTS))
+    shares = c.teacher.get("weights")
+    return members, weights, None if shares is None else list(shares)
+
+
+def _composed(words: str) -> Any:
+    try:
+        member = compose("config", overrides=split_overrides(words))
+        check(member)
+        return member.teacher
+    except (HydraException, InputError) as error:
+        raise InputError(f"teacher.members: {words!r}: {in_one_line(error)}") from error
+
+
+def outside(setting: str, path: str | None) -> Outside | None:
+    """A file or folder that a setting names.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path and not Path(path).exists():
+        raise InputError(f"{setting}={path}: there is no such folder or file")
+    return Outside(Path(path)) if path else None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where the work is done; of this only ``bf16`` changes a result."""
+
+    device: str
+    bf16: bool
+    max_tokens: int  # padded tokens a forward pass: what fits a CPU's cache, what fills a GPU
+    memos: Path  # folder of the answers and scores that are never computed twice
+
+
+def hardware(c: Config) -> Hardware:
+    device = c.device if c.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    fills = 65_536 if device.startswith("cuda") else 2_048
+    return Hardware(device, c.precision == "bf16-mixed", fills, Path(c.cache_dir))
+
+
+def bm25_settings(c: Config) -> dict[str, Any]:
+    return plain(c.retriever, only=["library", "k1", "b"])

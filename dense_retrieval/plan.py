@@ -1,0 +1,222 @@
+"""What a run, or a sweep, would build: how much there is to do, about how long it takes, and what it needs."""
+
+import json
+import math
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from dense_retrieval.stage import Counted, Folder, Member, Step
+from dense_retrieval.store import Store
+
+FILE = "plan.json"  # in a job's folder, until the sweep's plan is shown
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage. What is not known is NaN.
+
+    Attributes:
+        state: "there", "to build", or "not needed": missing, but so is nothing that would read it.
+        work: what it will count: rows, pairs, tokens, prompts; an estimate where its inputs are not built yet.
+        seconds: by what the stage took on this machine for each unit of work.
+        size: bytes, likewise.
+    """
+
+    key: str
+    stage: str
+    state: str
+    work: dict[str, float]
+    seconds: float
+    size: float
+
+
+def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
+    """All stages of some steps, inputs before what reads them; nothing is computed."""
+    found: dict[str, Line] = {}
+    missing: set[str] = set()
+    counted = _Counts(store)
+    earlier = _earlier(store.root)
+
+    def need(step: Step[Any]) -> None:
+        """What a store would build."""
+        if step.key not in missing and not store.has(step):
+            missing.add(step.key)
+            for below in step.inputs:
+                need(below)
+
+    def add(step: Step[Any]) -> None:
+        if step.key in found:
+            return
+        for below in step.inputs:
+            add(below)
+        state = "to build" if step.key in missing else "there" if store.has(step) else "not needed"
+        work = counted(step)
+        todo = work if state == "to build" else Counted()
+        seconds, size = earlier(step.stage.name, todo)
+        found[step.key] = Line(step.key, step.stage.name, state, dict(work), seconds, size)
+
+    wanted = list(steps)
+    for step in wanted:
+        need(step)
+    for step in wanted:
+        add(step)
+    return list(found.values())
+
+
+class _Counts:
+    """What a folder counted or, if it is not built, will count."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.known: dict[str, Counted] = {}
+
+    def __call__(self, folder: Folder[Any]) -> Counted:
+        step = folder.step if isinstance(folder, Member) else folder
+        if not isinstance(step, Step):
+            outside = Counted()
+            outside.path = folder.path
+            return outside
+        if step.key not in self.known:
+            if self.store.has(step):
+                counts = json.loads((self.store.root / step.key / "stage.json").read_text())["counts"]
+                numbers = {name: value for name, value in counts.items() if isinstance(value, int | float)}
+                self.known[step.key] = Counted(numbers)
+            else:
+                self.known[step.key] = step.forecast(self)
+        return self.known[step.key]
+
+
+def _earlier(root: Path) -> Callable[[str, Counted], tuple[float, float]]:
+    """Seconds and bytes of some work, by what this machine needed for each unit of it before."""
+    totals: dict[tuple[str, str], list[float]] = {}
+    for file in root.glob("*/stage.json"):
+        try:
+            record = json.loads(file.read_text())
+            counts, name = record["counts"], record["stage"]
+            size = sum(output["size"] for output in record["outputs"].values())
+            seconds = record["seconds"] if record["host"] == platform.node() else math.nan
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # from before, or damaged
+        for unit, n in counts.items():
+            if isinstance(n, int | float) and n > 0:
+                total = totals.setdefault((name, unit), [0.0, 0.0, 0.0, 0.0])
+                total[2], total[3] = total[2] + n, total[3] + size
+                if not math.isnan(seconds):
+                    total[0], total[1] = total[0] + n, total[1] + seconds
+
+    def estimate(stage: str, work: Counted) -> tuple[float, float]:
+        if not work:
+            return math.nan, math.nan
+        unit = next(iter(work))
+        n, seconds, _, _ = totals.get((stage, unit), [0.0] * 4)
+        kept = "texts" if "texts" in work else "pairs" if "pairs" in work else unit
+        _, _, m, size = totals.get((stage, kept), [0.0] * 4)
+        return (
+            work[unit] * seconds / n if n else math.nan,
+            work.get("bytes", work[kept] * size / m if m else math.nan),
+        )
+
+    return estimate
+
+
+def of_sweep(folder: Path) -> list[Line]:
+    """What the jobs of a sweep would build together, each stage once; their folders are removed again."""
+    files = sorted(folder.glob(f"*/{FILE}"))
+    plan = union(json.loads(file.read_text()) for file in files)
+    for file in files:
+        remove(file.parent)
+    if plan:
+        remove(folder)
+    return plan
+
+
+def remove(folder: Path) -> None:
+    """What Hydra wrote for a command that only plans."""
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    for file in (folder / FILE, folder / "multirun.yaml", *folder.glob("*.log")):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is there
+        folder.rmdir()
+
+
+def union(plans: Iterable[Iterable[Mapping[str, Any]]]) -> list[Line]:
+    """The stages of several jobs, each once; what one of them builds is to be built."""
+    found: dict[str, Line] = {}
+    for plan in plans:
+        for line in (Line(**values) for values in plan):
+            if line.key not in found or line.state == "to build":
+                found[line.key] = line
+    return list(found.values())
+
+
+def write(plan: Iterable[Line], folder: Path) -> None:
+    (folder / FILE).write_text(json.dumps([asdict(line) for line in plan]))
+
+
+def table(plan: list[Line], title: str) -> Table:
+    """What there is to do, and in its caption the total."""
+    shown = Table(title=title, caption=total(plan), title_justify="left", caption_justify="left")
+    for column in ("stage", "", "to do"):
+        shown.add_column(column)
+    for column in ("time", "disk"):
+        shown.add_column(column, justify="right")
+    for line in plan:
+        todo = line.state == "to build"
+        shown.add_row(
+            line.stage,
+            line.state,
+            ", ".join(f"{_number(n)} {unit}" for unit, n in line.work.items() if unit != "bytes")
+            if todo
+            else "",
+            _time(line.seconds) if todo else "",
+            _size(line.size) if todo else "",
+        )
+    return shown
+
+
+def total(plan: list[Line]) -> str:
+    """``12 of 30 stages to build: 5 min (2 of unknown time), 40 MB (3 of unknown size)``"""
+    todo = [line for line in plan if line.state == "to build"]
+    if not todo:
+        return f"all of {len(plan)} stages are there: nothing to build"
+    seconds, size = ([line.seconds for line in todo], [line.size for line in todo])
+    parts = [_sum(seconds, _time, "time"), _sum(size, _size, "size")]
+    written = [line.work["tokens"] for line in todo if "written" in line.work]
+    if written:
+        parts.append(
+            f"{_number(sum(written))} tokens for the language model, less what it has answered before"
+        )
+    return f"{len(todo)} of {len(plan)} stages to build: {', '.join(parts)}"
+
+
+def _sum(values: list[float], shown: Callable[[float], str], of: str) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    lacking = len(values) - len(known)
+    return (shown(sum(known)) if known else f"unknown {of}") + (
+        f" ({lacking} of unknown {of})" if lacking and known else ""
+    )
+
+
+def _number(n: float) -> str:
+    return "?" if math.isnan(n) else f"{n:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "unknown"
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _size(size: float) -> str:
+    return "unknown" if math.isnan(size) else decimal(int(size))

@@ -1,0 +1,67 @@
+"""``conf/data/``: corpora."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from dense_retrieval.schemas.setting import setting
+
+
+@dataclass
+class Data:
+    """A corpus."""
+
+    _target_: str = MISSING
+    text: str = setting("title_and_text", "title_and_text, BEIR's convention, or text_only, the paper's")
+    passage_characters: int | None = setting(None, "longer passages are cut; null = never", least=1)
+    drop_self_matches: bool = setting(False, "no query finds the passage that has its id (ArguAna)")
+    queries: str | None = setting(None, "file of synthetic queries that come with the corpus")
+    mixed: list[str] = setting(
+        ["claim", "keyword", "question", "title", "msmarco", "web"], "the query types of querytype=mixed"
+    )
+
+
+@dataclass
+class EmbeddedData(Data):
+    """A corpus of the package."""
+
+    text: str = setting("text_only", "title_and_text, BEIR's convention, or text_only, the paper's")
+    passage_characters: int | None = setting(2048, "longer passages are cut; null = never", least=1)
+
+
+@dataclass
+class BeirData(Data):
+    """A corpus in BEIR's form."""
+
+    query_characters: int | None = setting(None, "longer queries are cut; null = never", least=1)
+    test_split: str = setting("test", "name of the qrels file")
+    heldout: int = setting(100, "passages that no training query may come from", least=0)
+    missing_passages: int = setting(0, "judged passages that the corpus is known to lack", least=0)
+
+
+@dataclass
+class FolderData(BeirData):
+    """A corpus on this machine."""
+
+    _target_: str = "dense_retrieval.corpus.beir.read_folder"
+    path: str = setting(MISSING, "folder or zip in BEIR's layout")
+
+
+@dataclass
+class NamedData(BeirData):
+    """A corpus of BEIR's."""
+
+    _target_: str = "dense_retrieval.corpus.beir.read_named"
+    name: str = setting(MISSING, "dataset on the hub")
+    revision: str | None = setting(None, "branch, tag or commit there")
+    zip: bool = setting(False, "BEIR's own zip instead of the hub")
+    zip_name: str = setting(MISSING, "of BEIR's zip, without .zip")
+    zip_md5: str = setting(MISSING, "of BEIR's zip, as BEIR publishes it")
+
+
+@dataclass
+class Mixture(Data):
+    """Several corpora, one student. What is given here holds for all of them."""
+
+    _target_: str = ""
+    members: list[str] = setting(MISSING, 'the overrides of each corpus, such as "data=fiqa querytype=mixed"')

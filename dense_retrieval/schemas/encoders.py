@@ -1,0 +1,87 @@
+"""``conf/student/`` and ``conf/teacher/``: the models that compare queries with passages."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from dense_retrieval.schemas.setting import setting
+
+
+@dataclass
+class Student:
+    """The bi-encoder that is tuned."""
+
+    _target_: str = "dense_retrieval.student.bi_encoder.BiEncoder.load"
+    path: str = setting(MISSING, "folder or hub name")
+    revision: str | None = setting(None, "branch, tag or commit on the hub")
+    pooling: str = setting(MISSING, "cls or mean")
+    query_prefix: str = setting("", "before each query")
+    passage_prefix: str = setting("", "before each passage")
+    query_length: int = setting(64, "tokens", least=4)
+    passage_length: int = setting(512, "tokens", least=4)
+    dropout: float = setting(0.0, "probability", least=0, below=1)
+    trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
+
+
+@dataclass
+class Teacher:
+    """A frozen cross-encoder."""
+
+    _target_: str = MISSING
+    path: str = setting(MISSING, "folder or hub name")
+    revision: str | None = setting(None, "branch, tag or commit on the hub")
+    max_length: int = setting(512, "tokens of a pair; the passage is what is cut", least=4)
+
+
+@dataclass
+class SequenceClassifierTeacher(Teacher):
+    """The score is the one output of a sequence classifier."""
+
+    _target_: str = "dense_retrieval.teacher.sequence_classifier.SequenceClassifier.load"
+    adapter: str | None = setting(None, "folder of a LoRA adapter on it")
+    trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
+
+
+@dataclass
+class Seq2SeqTeacher(Teacher):
+    """The score is that of the first token an encoder-decoder answers: RankT5, monoT5."""
+
+    _target_: str = "dense_retrieval.teacher.seq2seq.Seq2SeqTeacher.load"
+    template: str = setting(MISSING, "with {query} and after it {passage}")
+    token: str = setting(MISSING, "whose logit is the score")
+    other_token: str | None = setting(None, "if given, the score is log p(token) among the two")
+    trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
+
+
+@dataclass
+class DecoderTeacher(Teacher):
+    """The score is that of the token after a decoder's prompt: Qwen3-Reranker, bge-reranker-v2-gemma."""
+
+    _target_: str = "dense_retrieval.teacher.decoder.DecoderTeacher.load"
+    max_length: int = setting(1024, "tokens of a pair; the passage is what is cut", least=4)
+    template: str = setting(MISSING, "with {query} and after it {passage}, and all special tokens")
+    token: str = setting(MISSING, "whose logit is the score")
+    other_token: str | None = setting(None, "if given, the score is log p(token) among the two")
+    trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
+
+
+@dataclass
+class LightweightTeacher(Teacher):
+    """bge-reranker-v2.5-gemma2-lightweight."""
+
+    _target_: str = "dense_retrieval.teacher.lightweight.LightweightTeacher.load"
+    max_length: int = setting(1024, "tokens of a pair; the passage is what is cut", least=4)
+    template: str = setting(MISSING, "with {query}, a line break, and {passage}, and all special tokens")
+    cutoff_layer: int = setting(28, "layers computed", least=1)
+    compress_layers: list[int] = setting([24, 40], "before which passages shrink", least=0)
+    compress_ratio: int = setting(2, "passage tokens that become one; 1 = none", least=1)
+
+
+@dataclass
+class EnsembleTeacher:
+    """The weighted mean of several teachers' normalised scores."""
+
+    members: list[str] = setting(
+        MISSING, 'such as "teacher=rankt5_base"; also bm25, and student: the untuned one'
+    )
+    weights: list[float] | None = setting(None, "one a member; null = all alike", above=0)

@@ -1,0 +1,99 @@
+"""Which weights of a training are kept, and when it stops: the paper's rule (arXiv 2505.19274)."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from safetensors.torch import save_model
+
+from dense_retrieval.losses.infonce import InfoNCE
+from dense_retrieval.losses.listwise import Listwise
+from dense_retrieval.losses.loss import Loss, Term
+from dense_retrieval.training.module import DistillationModule
+
+SELECTION = {"listwise": 1.0, "infonce": 0.1}  # weights of the dev losses, whatever is trained
+
+
+def selection_loss(loss: Loss) -> Loss:
+    """listwise + 0.1 InfoNCE, each with the settings that it has in the trained loss.
+
+    Where that has no listwise term, at the temperatures found for it all the same; no InfoNCE, at 0.01.
+    """
+    listwise = Listwise(1.0, loss.student_temperature, loss.teacher_temperature)
+    infonce = InfoNCE(1.0)
+    for term in loss.active.values():
+        listwise = term if isinstance(term, Listwise) else listwise
+        infonce = term if isinstance(term, InfoNCE) else infonce
+    terms: dict[str, Term] = {
+        "listwise": replace(listwise, weight=SELECTION["listwise"]),
+        "infonce": replace(infonce, weight=SELECTION["infonce"]),
+    }
+    return replace(loss, terms=terms)
+
+
+class DevSelection(Callback):
+    """Before the first epoch and after each one the dev losses are computed.
+
+    The weights of the least :func:`selection_loss` are kept; training stops after ``patience`` epochs
+    in which neither that nor the listwise dev loss improved. All of it, with the optimiser, is in
+    ``last.ckpt``.
+    """
+
+    def __init__(self, folder: Path, patience: int) -> None:
+        self.folder = folder
+        self.patience = patience
+        self.curve: list[dict[str, float]] = []
+
+    @property
+    def best_epoch(self) -> int:
+        """Epochs trained when the dev loss was least; 0 is the untuned student. Without dev groups the last."""
+        return self._least("loss")
+
+    def on_train_start(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        if not self.curve:
+            self._measure(trainer, module)
+        elif self._stale() >= self.patience:  # killed after it had stopped
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, index) -> None:
+        # So that a step's dropout does not depend on what ran before it in this process.
+        seed = trainer.datamodule.seed  # type: ignore[attr-defined]
+        torch.manual_seed(hash((seed, trainer.global_step)) % 2**32)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        self._measure(trainer, module)
+        if self._stale() >= self.patience:
+            trainer.should_stop = True
+        unfinished = self.folder / "last.tmp"
+        trainer.save_checkpoint(unfinished)
+        if trainer.is_global_zero:
+            os.replace(unfinished, self.folder / "last.ckpt")
+
+    def _measure(self, trainer: pl.Trainer, module: DistillationModule) -> None:
+        batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        self.curve.append(module.mean_terms(selection_loss(module.loss), batches))  # empty without dev groups
+        values = {f"dev/{name}": value for name, value in self.curve[-1].items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        if self.best_epoch == len(self.curve) - 1 and trainer.is_global_zero:
+            save_model(module.student, str(self.folder / "best.safetensors"))
+
+    def _stale(self) -> int:
+        """Epochs since the dev loss or its listwise part was last at its least."""
+        last_best = max(self._least("loss"), self._least("listwise"))
+        return len(self.curve) - 1 - last_best
+
+    def _least(self, name: str) -> int:
+        """The epoch in which a dev loss was least, or the last one without dev losses."""
+        if not self.curve[-1]:
+            return len(self.curve) - 1
+        return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch][name])
+
+    def state_dict(self) -> dict:
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.curve = state["curve"]
