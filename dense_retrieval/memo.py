@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class Memo:
     What is put is on disk when :meth:`put` returns, so a kill loses nothing that was finished.
     Nothing is computed twice: a process that misses a value holds the memo until its block ends, and
     a second one that misses some waits, and then finds them. Who misses none waits for nobody.
+
+    Each value has a checksum. One that does not match is missing; a file that SQLite cannot read is set aside, under
+    another name, and begun anew. Both are said.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,12 +33,26 @@ class Memo:
         self._lock = FileLock(path.with_suffix(".lock"))
 
     def __enter__(self) -> "Memo":
+        self._open()
+        return self
+
+    def _open(self) -> None:
         if not self.path.exists():
             with self._lock:
                 self._create()
         self._connection = sqlite3.connect(self.path, isolation_level=None)
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        return self
+        self._connection.text_factory = lambda text: text.decode(
+            "utf-8", "replace"
+        )  # its checksum is off then
+        try:
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            columns = self._connection.execute("SELECT name FROM pragma_table_info('memo')").fetchall()
+            if not columns:
+                raise sqlite3.DatabaseError("it has no table")
+            if ("checksum",) not in columns:  # from before there were any
+                self._connection.execute("ALTER TABLE memo ADD COLUMN checksum")
+        except sqlite3.DatabaseError as error:
+            self._set_aside(error)
 
     def _create(self) -> None:
         """Under another name first: no process sees it half made."""
@@ -43,10 +61,26 @@ class Memo:
         new = self.path.with_suffix(".new")
         new.unlink(missing_ok=True)
         connection = sqlite3.connect(new, isolation_level=None)
-        connection.execute("CREATE TABLE memo (key BLOB PRIMARY KEY, value) WITHOUT ROWID")
+        connection.execute("CREATE TABLE memo (key BLOB PRIMARY KEY, value, checksum) WITHOUT ROWID")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         new.rename(self.path)
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        """Begin anew in place of a damaged file; raises the error if it is about something else."""
+        damaged = ("no table", "malformed", "not a database", "disk I/O error")
+        if not any(words in str(error) for words in damaged):
+            raise error
+        self._connection.close()
+        aside = self.path.with_suffix(".damaged")
+        log.warning(
+            "%s is damaged (%s): set aside as %s; its values are made anew", self.path, error, aside.name
+        )
+        for suffix in ("", "-wal", "-shm"):
+            part = Path(f"{self.path}{suffix}")
+            if part.exists():
+                part.rename(f"{aside}{suffix}")
+        self._open()
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
@@ -65,18 +99,38 @@ class Memo:
         return self._found(keys)
 
     def _found(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        try:
+            return self._read(keys)
+        except sqlite3.DatabaseError as error:
+            self._set_aside(error)
+            return {}
+
+    def _read(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         found: dict[bytes, Any] = {}
+        asked, wrong = set(keys), 0
         for start in range(0, len(keys), _AT_ONCE):
             part = list(keys[start : start + _AT_ONCE])
             marks = ",".join("?" * len(part))
-            found.update(self._connection.execute(f"SELECT * FROM memo WHERE key IN ({marks})", part))
+            rows = self._connection.execute(f"SELECT * FROM memo WHERE key IN ({marks})", part)
+            for name, value, checksum in rows:
+                if name in asked and value is not None and checksum in (None, _checksum(name, value)):
+                    found[name] = value
+                else:
+                    wrong += 1
+        if wrong:
+            log.warning("%s: %d values are not those that were written; they are made anew", self.path, wrong)
         return found
 
     def put(self, items: Iterable[tuple[bytes, float | str]]) -> None:
         """All of the items or, where it is interrupted, none."""
         with self._connection:
             self._connection.execute("BEGIN")
-            self._connection.executemany("INSERT OR REPLACE INTO memo VALUES (?, ?)", items)
+            rows = ((name, value, _checksum(name, value)) for name, value in items)
+            self._connection.executemany("INSERT OR REPLACE INTO memo VALUES (?, ?, ?)", rows)
+
+
+def _checksum(name: object, value: object) -> int:
+    return zlib.crc32(repr((name, value)).encode("utf-8", "surrogatepass"))
 
 
 def move(old: Path, new: Path) -> None:

@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dense_retrieval.memo import Memo, key, memo_path
+from dense_retrieval.queries.write import answers_path
+from dense_retrieval.stage import Outside
+from dense_retrieval.teacher.scores import scores_path
 
 
 def test_what_is_put_is_found_by_the_next(tmp_path):
@@ -113,3 +116,76 @@ def test_an_interrupted_put_leaves_the_memo_as_it_was(tmp_path):
         memo.put([(key("second"), 2.0)])
         assert memo.get([key("second")]) == {key("second"): 2.0}
     assert sqlite3.connect(tmp_path / "memo").execute("SELECT count(*) FROM memo").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content[:100] + bytes(len(content) - 100),
+        lambda content: b"no database" + content[11:],
+    ],
+    ids=["truncated", "emptied", "zeroed", "another header"],
+)
+def test_a_damaged_memo_is_set_aside_and_begun_anew(tmp_path, harm, caplog):
+    path = tmp_path / "scores.sqlite"
+    with Memo(path) as memo:
+        memo.put((key(str(i)), float(i)) for i in range(3000))
+    path.write_bytes(harm(path.read_bytes()))
+    with Memo(path) as memo:
+        found = memo.get([key("1"), key("2999")])
+        assert found.items() <= {key("1"): 1.0, key("2999"): 2999.0}.items()
+        memo.put([(key("1"), 1.0)])
+        assert memo.get([key("1")]) == {key("1"): 1.0}
+    assert "is damaged" in caplog.text and (tmp_path / "scores.damaged").exists()
+
+
+def test_a_value_that_was_changed_is_missing(tmp_path, caplog):
+    """Each bit of the file in turn: what is found is what was put."""
+    path = tmp_path / "memo.sqlite"
+    put = {key("score"): 0.25, key("answer"): "What is kale?"}
+    with Memo(path) as memo:
+        memo.put(put.items())
+    content = path.read_bytes()
+    start = content.index(b"What is kale?")
+    for position in range(start - 60, start + 13):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        with Memo(path) as memo:
+            assert memo.get(list(put)).items() <= put.items()
+    assert "are not those that were written" in caplog.text
+
+
+def test_a_memo_from_before_checksums_is_read_on(tmp_path):
+    path = tmp_path / "memo.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE memo (key BLOB PRIMARY KEY, value) WITHOUT ROWID")
+    connection.execute("INSERT INTO memo VALUES (?, ?)", (key("old"), 0.5))
+    connection.commit()
+    connection.close()
+    with Memo(path) as memo:
+        memo.put([(key("new"), 0.75)])
+        assert memo.get([key("old"), key("new")]) == {key("old"): 0.5, key("new"): 0.75}
+
+
+def test_the_names_of_memos_never_change(tmp_path):
+    """Else answers and scores that a cache holds would be paid for again."""
+    weights = {"path": Outside(tmp_path), "adapter": Outside(tmp_path)}
+    for folder in weights.values():
+        folder.key = "0" * 64
+    teacher = {"_target_": "dense_retrieval.teacher.sequence_classifier.SequenceClassifier.load"}
+    teacher |= {"max_length": 128, "trust_remote_code": False}
+    assert scores_path(tmp_path, teacher, weights, False).name == "scores-2d3ece13012b5fe3.sqlite"
+    backend = {"_target_": "dense_retrieval.queries.backends.openai.OpenAI", "model": "m", "url": "u"}
+    backend |= {"temperature": 0.8, "top_p": 0.95, "max_tokens": 50, "extra_body": None, "retries": 5}
+    assert answers_path(tmp_path, backend, None).name == "completions-74eb251effec82cc.sqlite"
+
+
+def test_answers_kept_under_auto_are_taken_over(tmp_path):
+    backend = {"_target_": "t", "temperature": 0.8, "top_p": 0.95, "max_tokens": 50}
+    with Memo(answers_path(tmp_path, backend | {"dtype": "auto"}, None)) as memo:
+        memo.put([(key("asked"), "answer")])
+    with Memo(answers_path(tmp_path, backend | {"dtype": "float32"}, None)) as memo:
+        assert memo.get([key("asked")]) == {key("asked"): "answer"}
+    with Memo(answers_path(tmp_path, backend | {"dtype": "bfloat16"}, None)) as memo:
+        assert memo.get([key("asked")]) == {}
