@@ -56,7 +56,7 @@ def _write(store: Store, part: Part, folder: Path) -> None:
                 if query["id"] in reasons:
                     values["dropped"] = reasons[query["id"]]
                 lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-    log.info("queries:\n%s", report.yields(store.counts(part.cleaned)))
+    log.info("queries:\n%s", report.yields(store.counts(part.cleaned)["by type"]))
     kept = store.load(part.cleaned)
     for name in sorted(set(kept["querytype"])):
         texts = [text for text, of in zip(kept["text"], kept["querytype"], strict=True) if of == name]

@@ -75,9 +75,7 @@ class Labels:
 
 def prepare(c: Config) -> Part:
     """From a corpus to its training queries."""
-    # what is left out is for later stages
-    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
-    corpus = read(outside("data.path", c.data.get("path")), loader=loader)
+    corpus = corpus_of(c)
     duplicates = find_duplicates(corpus, titled=c.data.text == "title_and_text")
     heldout = hold_out(corpus, duplicates, n=c.data.get("heldout", 100))
     untrained = {"heldout": heldout, "duplicates": duplicates}
@@ -90,6 +88,12 @@ def prepare(c: Config) -> Part:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
         by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
     return Part(c, corpus, heldout, duplicates, raw, cleaned, queries, by_type)
+
+
+def corpus_of(c: Config) -> Step[Corpus]:
+    # what is left out is for later stages
+    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
+    return read(outside("data.path", c.data.get("path")), loader=loader)
 
 
 def written(

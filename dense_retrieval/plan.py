@@ -13,7 +13,7 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Table
 
-from dense_retrieval.stage import Counted, Folder, Member, Step
+from dense_retrieval.stage import Counted, Folder, Member, Step, reachable
 from dense_retrieval.store import Store
 
 FILE = "plan.json"  # in a job's folder, until the sweep's plan is shown
@@ -40,10 +40,8 @@ class Line:
 
 def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
     """All stages of some steps, inputs before what reads them; nothing is computed."""
-    found: dict[str, Line] = {}
+    wanted = list(steps)
     missing: set[str] = set()
-    counted = _Counts(store)
-    earlier = _earlier(store.root)
 
     def need(step: Step[Any]) -> None:
         """What a store would build."""
@@ -52,23 +50,16 @@ def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
             for below in step.inputs:
                 need(below)
 
-    def add(step: Step[Any]) -> None:
-        if step.key in found:
-            return
-        for below in step.inputs:
-            add(below)
-        state = "to build" if step.key in missing else "there" if store.has(step) else "not needed"
-        work = counted(step)
-        todo = work if state == "to build" else Counted()
-        seconds, size = earlier(step.stage.name, todo)
-        found[step.key] = Line(step.key, step.stage.name, state, dict(work), seconds, size)
-
-    wanted = list(steps)
     for step in wanted:
         need(step)
-    for step in wanted:
-        add(step)
-    return list(found.values())
+    counted, earlier = _Counts(store), _earlier(store.root)
+    found = []
+    for key, step in reachable(wanted).items():
+        state = "to build" if key in missing else "there" if store.has(step) else "not needed"
+        work = counted(step)
+        seconds, size = earlier(step.stage.name, work if state == "to build" else Counted())
+        found.append(Line(key, step.stage.name, state, dict(work), seconds, size))
+    return found
 
 
 class _Counts:

@@ -25,7 +25,7 @@ from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED
 from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList
-from dense_retrieval.stage import Step
+from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
 from dense_retrieval.training.curves import replay, training_loss
@@ -171,7 +171,7 @@ def _reported(
     facts |= {
         "heldout": {kind: [asdict(row) for row in rows] for kind, rows in by_type.items()},
         "artifacts": {of: str(store.root / step.key) for of, step in main.items()},
-        "used": sorted(store.used),
+        "used": sorted(reachable(chain.steps)),
     }
     folder.mkdir(exist_ok=True)
     rows = measured.rows

@@ -89,11 +89,11 @@ def results(
     check(config)
     if "members" in config.data:
         raise InputError("data=mixture: search one of its corpora, data=NAME")
-    store, part = Store(Path(config.cache_dir)), pipeline.prepare(config)
+    store, corpus = Store(Path(config.cache_dir)), pipeline.corpus_of(config)
     weights = {UNTUNED: pipeline.untuned(config), TUNED: Outside(model)}
-    steps = {name: pipeline.embedded(config, part.corpus, "passages", of) for name, of in weights.items()}
-    store.build(part.corpus, *steps.values())
-    texts = store.load(part.corpus).passages["text"]
+    steps = {name: pipeline.embedded(config, corpus, "passages", of) for name, of in weights.items()}
+    store.build(corpus, *steps.values())
+    texts = store.load(corpus).passages["text"]
     bm25 = BM25(texts, **bm25_settings(config))
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {

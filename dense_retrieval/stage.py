@@ -18,7 +18,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -169,6 +169,21 @@ class Step(Folder[T_co]):
             return built(value) if isinstance(value, Step | Member) else value
 
         return self.stage.function(folder, *map(placed, self.arguments.values()), **self.settings)
+
+
+def reachable(steps: Iterable[Step[Any]]) -> dict[str, Step[Any]]:
+    """Some steps and all that they are made from, by key, inputs before what reads them."""
+    found: dict[str, Step[Any]] = {}
+
+    def add(step: Step[Any]) -> None:
+        if step.key not in found:
+            for below in step.inputs:
+                add(below)
+            found[step.key] = step
+
+    for step in steps:
+        add(step)
+    return found
 
 
 class Member(Folder[Path]):

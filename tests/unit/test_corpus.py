@@ -211,8 +211,8 @@ def test_negative_grades_and_copies_of_a_judgement_are_measured_as_trec_eval_doe
         *[(1, 2, 0), (1, 0, 1000)],
     ]
     ranking = CandidateList(np.tile([0, 2, 1], (3, 1)), np.tile(np.float32([2, 1, 0]), (3, 1)))
-    values = per_query(ranking, qrels)
-    np.testing.assert_allclose(values["MAP@100"], [1, 1, 1 / 3])
+    values = per_query(ranking, qrels, ["AP@100", "nDCG@10"])
+    np.testing.assert_allclose(values["AP@100"], [1, 1, 1 / 3])
     np.testing.assert_allclose(values["nDCG@10"], [1, 1, 1 / 2])
 
 
@@ -261,10 +261,13 @@ def test_unknown_text_choice():
 
 
 def test_held_out_passages():
-    rows = holdout.draw(5000, 100, seed=0)
-    assert len(set(rows.tolist())) == 100 and rows.max() < 5000
-    assert np.array_equal(rows, holdout.draw(5000, 100, seed=0))
-    assert len(holdout.draw(50)) == 5
+    """None is a duplicate; of 9 in 100 it was one when they were drawn before."""
+    duplicates = np.arange(0, 5000, 3)
+    rows = holdout.draw(5000, duplicates, 100, seed=0)
+    assert len(set(rows.tolist())) == 100 and rows.max() < 5000 and (rows % 3).all()
+    assert np.array_equal(rows, holdout.draw(5000, duplicates, 100, seed=0))
+    assert len(holdout.draw(50, np.array([], dtype=np.int64))) == 5
+    assert holdout.draw(50, np.arange(48)).tolist() == [48, 49]
 
 
 def test_teacher_pairs_are_outside_wikiscience():

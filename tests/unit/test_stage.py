@@ -132,7 +132,7 @@ def test_several_inputs_and_settings_by_name(store):
     step = joined(parts, depth=3)
     store.build(step)
     assert store.load(step) == "1plain+2plain" and store.counts(step) == {"depth": 3}
-    assert step.made_from["inputs"] == {name: part.key for name, part in parts.items()}
+    assert step.made_from["inputs"] == {f"parts {name}": part.key for name, part in parts.items()}
     assert joined({"0-a": parts["0-a"], "1-b": parts["0-a"]}, depth=3).key != step.key
 
 

@@ -64,7 +64,9 @@ def plain_scores(folder, query: str, passage: str, max_length: int = 32) -> floa
 def test_scores_equal_plain_transformers(cross_encoder_folder, tmp_path, max_tokens):
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     with Memo(tmp_path / "memo") as memo:
-        scored = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo, max_tokens=max_tokens)
+        scored, _ = score_candidates(
+            lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo, max_tokens=max_tokens
+        )
     np.testing.assert_array_equal(scored.passages, CANDIDATES.passages)
     for q, row in enumerate(CANDIDATES.passages):
         for k, p in enumerate(row):
@@ -76,7 +78,7 @@ def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatc
     monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_AT_ONCE", 2)
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
     with Memo(tmp_path / "whole") as memo:
-        whole = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        whole, _ = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
     calls = []
     score = SequenceClassifier.score
 
@@ -90,10 +92,10 @@ def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt), Memo(tmp_path / "broken") as memo:
         score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
     with Memo(tmp_path / "broken") as memo:
-        resumed = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
+        resumed, _ = score_candidates(lambda: teacher, CANDIDATES, QUERIES, PASSAGES, memo)
         assert len(calls) == 3 + 1
-        again = score_candidates(lambda: teacher, CANDIDATES, QUERIES[::-1][::-1], PASSAGES, memo)
-    assert len(calls) == 3 + 1
+        again, new = score_candidates(lambda: teacher, CANDIDATES, QUERIES[::-1][::-1], PASSAGES, memo)
+    assert len(calls) == 3 + 1 and new == 0
     np.testing.assert_array_equal(again.scores, whole.scores)
     np.testing.assert_array_equal(resumed.scores, whole.scores)
 
@@ -327,7 +329,7 @@ def test_training_takes_no_other_run_s_embeddings(tmp_path):
 @pytest.fixture
 def beir(tmp_path):
     titles = ["Kale", "Basalt", "", "Fens", *[f"Thing {i}" for i in range(16)]]
-    passages = [(title, f"Text {i} of it.") for i, title in enumerate(titles)]
+    passages = [(title, f"Text {chr(97 + i) * 4} of it.") for i, title in enumerate(titles)]
     queries = [f"what is {i}" for i in range(20)]
     write_beir(tmp_path, passages, queries, {"test": range(5), "train": range(5, 20)})
     claims = [
