@@ -427,3 +427,40 @@ def test_searching_from_the_shell(finished):
     unknown = searched("runs/first", "retriever=splade")
     assert unknown.returncode == 1 and unknown.stderr.startswith("error: ") and "splade" in unknown.stderr
     assert "Traceback" not in unknown.stderr
+
+
+def test_a_second_round_finds_new_candidates_and_scores_only_what_is_new(run, finished, command):
+    """By the student of the first round; the first round's candidates are scored already."""
+    own = [*command, "groups.dev_fraction=0", "trainer.learning_rate=1e-2", "logger=none"]
+    log = run(finished, *own, "rounds=2", "hydra.run.dir=runs/rounds").stdout
+    built = re.findall(r"(\w+): built in", log)
+    assert built.count("training") == built.count("groups") == 2 and built.count("candidates") == 1
+    facts, first = (
+        json.loads((finished / f"runs/{name}/metrics.json").read_text()) for name in ("rounds", "first")
+    )
+    pairs, known = (
+        np.load(finished / of["artifacts"]["candidates"] / "candidates.npz")["passages"]
+        for of in (facts, first)
+    )
+    new = sum(len(np.setdiff1d(row, before)) for row, before in zip(pairs, known, strict=True))
+    scores = json.loads((finished / facts["artifacts"]["scores"] / "stage.json").read_text())
+    assert scores["counts"]["scored"] == new > 0
+    refused = run(finished, *command, "rounds=2", "retriever=bm25", "hydra.run.dir=runs/bad", check=False)
+    assert refused.stderr.splitlines()[-1].startswith("error: rounds=2 needs a student that searches")
+
+
+def test_a_plan_says_what_the_run_then_builds(run, finished, command):
+    """Of a run, and of a sweep each stage once; neither leaves a folder."""
+    own = [*command, "loss=listwise", "querytype=question", "logger=none"]
+    shown = run(finished, *own, "plan=true", "hydra.run.dir=runs/planned").stdout
+    assert not (finished / "runs/planned").exists()
+    planned = re.findall(r"│ (\w+) +│ to build", shown)
+    log = run(finished, *own, "hydra.run.dir=runs/planned").stdout
+    assert sorted(planned) == sorted(re.findall(r"(\w+): built in", log)) and "training" in planned
+    assert "nothing to build" in run(finished, *own, "plan=true", "hydra.run.dir=runs/again").stdout
+    sweep = [*command, "logger=none", "loss=infonce,ranknet", "plan=true", "hydra.sweep.dir=runs/sweep_plan"]
+    shown = run(finished, "-m", *sweep).stdout
+    assert (
+        len(re.findall(r"│ training +│ to build", shown)) == 2 and len(re.findall("│ scores +│", shown)) == 1
+    )
+    assert not (finished / "runs/sweep_plan").exists()

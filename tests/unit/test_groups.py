@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from test_losses import random_groups
 
 from dense_retrieval.groups.batch import collate, with_scores
-from dense_retrieval.groups.labels import dev_side, label
+from dense_retrieval.groups.labels import dev_side, groups, label, load_groups
 from dense_retrieval.losses.temperature import student_temperature, teacher_temperature
 from dense_retrieval.records import CandidateList, Groups, InputError
+from dense_retrieval.stage import Built
 from dense_retrieval.teacher.ensemble import unit_scale
 
 
@@ -206,3 +208,28 @@ def test_relevant_pairs_are_those_of_queries_that_stay(tmp_path):
     np.savez(tmp_path / "broken.npz", **{n: a for n, a in old.items() if n != "teacher"})
     with pytest.raises(KeyError, match="teacher"):
         Groups.load(tmp_path / "broken.npz")
+
+
+def test_a_later_round_keeps_the_sides(tmp_path):
+    """What was trained on before chooses no checkpoint; what is new is trained on."""
+    lists, source, types = scored()
+    queries = Dataset.from_dict(
+        {"id": [str(q) for q in range(60)], "text": types, "querytype": types, "source": source}
+    )
+    steps = {}
+    for name, kept in {"first": slice(0, 40), "second": slice(10, 60)}.items():
+        passages = np.full_like(lists.passages, -1)
+        passages[kept] = lists.passages[kept]
+        found = CandidateList(passages, np.where(passages >= 0, lists.scores, -np.inf).astype(np.float32))
+        steps[name] = Built(tmp_path, name, lambda _, found=found: found)
+    asked = Built(tmp_path, "queries", lambda _: queries)
+    chosen = {"list_size": 4, "teacher_top1": False, "min_top_percentile": 0, "dev_fraction": 0.2, "seed": 0}
+    earlier = None
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        groups.function(tmp_path / name, steps[name], steps[name], asked, asked, earlier, **chosen)
+        before, earlier = earlier, Built(tmp_path / name, name, load_groups)
+    first, second = before.load(), earlier.load()
+    dev, trained = set(first.source[first.dev]), set(first.source[~first.dev])
+    assert dev and not set(second.source[~second.dev]) & dev and not set(second.source[second.dev]) & trained
+    assert set(second.source[second.dev]) == dev & set(second.source)
