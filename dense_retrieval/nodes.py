@@ -2,8 +2,9 @@
 
 import inspect
 import sys
+import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def settings(config: Any, *without: str, unkeyed: Sequence[str] = ()) -> Setting
     """
     values = plain(config, *without)
     schema = OmegaConf.get_type(config)
-    usual: Any = OmegaConf.structured(schema) if schema else OmegaConf.create()
+    usual: Any = OmegaConf.structured(schema) if is_dataclass(schema) else OmegaConf.create()
     given = [
         k for k in usual if not OmegaConf.is_missing(usual, k) and not OmegaConf.is_interpolation(usual, k)
     ]
@@ -73,14 +74,15 @@ def sources(target: str) -> list[Path]:
         raise InputError(f"_target_={target}: {' '.join(str(error).split())}") from error
     if inspect.isclass(owner):  # a class's own way of loading it
         found = owner
-    classes = inspect.getmro(found) if inspect.isclass(found) else (found,)
-    modules = {sys.modules[of.__module__] for of in classes if hasattr(of, "__module__")}
-    files = {Path(file) for m in modules if (file := getattr(m, "__file__", None))}
-    packages = (
+    own = sys.modules[found.__module__]
+    classes = inspect.getmro(found) if inspect.isclass(found) else ()
+    modules = {sys.modules[of.__module__] for of in classes} | {own}
+    files = {Path(file): module is own for module in modules if (file := getattr(module, "__file__", None))}
+    others = (
         Path(__file__).parent,
-        Path(inspect.__file__).parent,
-    )  # this one, Python's, and what is installed
-    return sorted(file for file in files if not any(file.is_relative_to(p) for p in packages))
+        *map(Path, set(sysconfig.get_paths().values())),
+    )  # this package, and libraries
+    return sorted(f for f, chosen in files.items() if chosen or not any(f.is_relative_to(o) for o in others))
 
 
 def corpora(c: Config) -> dict[str, Config]:

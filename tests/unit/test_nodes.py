@@ -1,0 +1,62 @@
+"""What of a configuration enters a key."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+from omegaconf import MISSING, OmegaConf
+
+from dense_retrieval.nodes import settings, sources
+from dense_retrieval.records import InputError
+
+
+@dataclass
+class Schema:
+    path: str = MISSING
+    k: int = 3
+    ratio: float = 0.5
+
+
+def keyed(**values) -> dict:
+    return settings(OmegaConf.structured(Schema(**values)), unkeyed=["path"]).keyed
+
+
+def test_what_differs_from_the_schema_s_default_is_keyed():
+    assert keyed(path="here") == keyed(path="there", k=3, ratio=0.5) == {}
+    assert keyed(path="here", k=4) == {"k": 4} and keyed(path="here", ratio=1) == {"ratio": 1.0}
+    node = OmegaConf.structured(Schema(path="here", k=4))
+    assert settings(node) == {"path": "here", "k": 4, "ratio": 0.5} and settings(node, "k") == {
+        "path": "here",
+        "ratio": 0.5,
+    }
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A class in one file that inherits from one in another."""
+    (tmp_path / "own_base.py").write_text("import torch\nclass Base(torch.nn.Module):\n    scale = 1\n")
+    (tmp_path / "own_loss.py").write_text(
+        "from own_base import Base\nclass Mine(Base):\n    @classmethod\n    def load(cls, path): return cls()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("own_base", "own_loss"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("target", ["own_loss.Mine", "own_loss.Mine.load"])
+def test_a_class_of_one_s_own_is_keyed_by_its_source(own, target):
+    assert [file.name for file in sources(target)] == ["own_base.py", "own_loss.py"]
+    node = OmegaConf.create({"_target_": target, "weight": 1})
+    before = settings(node).keyed
+    assert before["_target_"] == target and before["weight"] == 1
+    (own / "own_base.py").write_text("import torch\nclass Base(torch.nn.Module):\n    scale = 10\n")
+    assert settings(node).keyed != before
+    assert settings(OmegaConf.create({"_target_": "dense_retrieval.losses.infonce.InfoNCE"})).keyed == {
+        "_target_": "dense_retrieval.losses.infonce.InfoNCE"
+    }
+
+
+def test_a_class_that_is_not_there():
+    with pytest.raises(InputError, match="_target_=nowhere.Mine: .*nowhere"):
+        sources("nowhere.Mine")
