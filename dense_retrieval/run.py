@@ -91,7 +91,9 @@ def main(config: Config) -> float:
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
         tracker.table(f"{title} queries".strip(), *measured.by_query(store.load(chain.tests[title]).queries))
-    report.copy_model(training / "model", folder / "model", report.model_card(settings, rows, shared))
+    lengths = config.evaluation.query_length, config.student.passage_length
+    card = report.model_card(settings, rows, shared)
+    report.copy_model(training / "model", folder / "model", card, *lengths)
     if config.logger.model:
         tracker.model(folder / "model")
     tracker.finish(

@@ -14,6 +14,7 @@ from datasets import Dataset
 from dense_retrieval.evaluation import evaluate, table
 from dense_retrieval.files import written_through
 from dense_retrieval.records import CandidateList
+from dense_retrieval.student.export import write_lengths
 
 
 def write(
@@ -59,8 +60,11 @@ def yields(counts: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def copy_model(trained: Path, folder: Path, card: str) -> None:
+def copy_model(trained: Path, folder: Path, card: str, query_length: int | None, passage_length: int) -> None:
     """The model of the training stage in the run's folder, without a second copy on disk where that can be.
+
+    Args:
+        query_length: at which test queries were cut; None if they were not.
 
     It gets its name when all of it is there, its card included: a run whose ``model`` exists is finished.
     """
@@ -71,10 +75,14 @@ def copy_model(trained: Path, folder: Path, card: str) -> None:
         except OSError:  # another file system
             shutil.copy2(source, target)
 
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(trained, partial, copy_function=link, ignore=shutil.ignore_patterns("README.md"))
     (partial / "README.md").write_text(card)
+    if query_length is not None:
+        (partial / "sentence_bert_config.json").unlink()  # a link: its other end stays as it is
+        write_lengths(partial, query_length, passage_length)
     written_through(partial)
     os.replace(partial, folder)
 
@@ -95,6 +103,8 @@ def model_card(
         choice = facts["choices"][group]
         return settings[group]["path"] if choice in ("custom", "beir") else choice
 
+    asked = settings["evaluation"]["query_length"]
+    queries = "queries as long as the model can read" if asked is None else f"queries of up to {asked} tokens"
     prefixes = f"query prefix {student['query_prefix']!r}, passage prefix {student['passage_prefix']!r}"
     return f"""---
 library_name: sentence-transformers
@@ -103,7 +113,7 @@ pipeline_tag: sentence-similarity
 # A dense retriever tuned by dense_retrieval
 
 Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
-queries of up to {student["query_length"]} tokens, passages of up to {student["passage_length"]}; {prefixes}.
+{queries}, passages of up to {student["passage_length"]} tokens; {prefixes}.
 
 Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
 `{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.

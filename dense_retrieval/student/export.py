@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.tokens import longest
 
 
 def export(student: BiEncoder, folder: Path, card: str) -> None:
     """Write a folder that ``SentenceTransformer(folder)`` opens and that gives our embeddings.
 
-    Pooling, normalisation and length limit travel inside; the prefixes as the prompts "query" and
-    "document", which ``encode_query`` and ``encode_document`` use.
+    Pooling, normalisation and length limits travel inside, queries being read as far as the student can; the
+    prefixes as the prompts "query" and "document", which ``encode_query`` and ``encode_document`` use.
 
     Args:
         card: Markdown for the folder's README.md.
@@ -36,7 +37,8 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
         },
     )
     (folder / "2_Normalize").mkdir(exist_ok=True)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": student.passage_length})
+    positions = getattr(student.transformer.config, "max_position_embeddings", None)
+    write_lengths(folder, longest(positions, student.tokenizer), student.passage_length)
     _write(
         folder / "config_sentence_transformers.json",
         {
@@ -46,6 +48,12 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
         },
     )
     (folder / "README.md").write_text(card)
+
+
+def write_lengths(folder: Path, queries: int, passages: int) -> None:
+    """The tokens at which queries and passages are cut; sentence-transformers before 6 knows but one limit."""
+    lengths = {"query_length": queries, "document_length": passages} if queries != passages else {}
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": passages} | lengths)
 
 
 def _write(path: Path, content: object) -> None:

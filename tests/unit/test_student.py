@@ -12,6 +12,7 @@ from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 from transformers import BertForMaskedLM
 
 from dense_retrieval.config import package_file
+from dense_retrieval.evaluation.report import copy_model
 from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
@@ -35,14 +36,20 @@ def embeddings(student: BiEncoder, texts, length, prefix, folder, **settings) ->
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("prefix", ["", "query: "])
 def test_export_gives_our_embeddings_in_sentence_transformers(encoder_folder, tmp_path, pooling, prefix):
+    """Passages are cut at their limit; queries are read as far as the student has positions, or cut as they were."""
     student = BiEncoder.load(str(encoder_folder), pooling=pooling, query_prefix=prefix, passage_length=32)
-    (tmp_path / "ours").mkdir()
-    ours = embeddings(student, TEXTS, 32, prefix, tmp_path / "ours")
+    ours = {}
+    for name, length, put_before in (("query", 64, prefix), ("passage", 32, ""), ("cut", 40, prefix)):
+        (tmp_path / name).mkdir()
+        ours[name] = embeddings(student, TEXTS, length, put_before, tmp_path / name)
     export(student, tmp_path / "model", "# card")
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    np.testing.assert_allclose(theirs.encode_query(TEXTS), ours, atol=1e-5)
-    if not prefix:
-        np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_query(TEXTS), ours["query"], atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_document(TEXTS), ours["passage"], atol=1e-5)
+    copy_model(tmp_path / "model", tmp_path / "run" / "model", "# card", 40, 32)
+    theirs = SentenceTransformer(str(tmp_path / "run" / "model"), device="cpu")
+    np.testing.assert_allclose(theirs.encode_query(TEXTS), ours["cut"], atol=1e-5)
+    assert "40" not in (tmp_path / "model" / "sentence_bert_config.json").read_text()
 
 
 def test_exported_student_is_loaded_again(encoder_folder, tmp_path):
