@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -58,9 +59,9 @@ class DevSelection(Callback):
         elif self._stale() >= self.patience:  # killed after it had stopped
             trainer.should_stop = True
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, index) -> None:
+    def on_train_batch_start(self, trainer: Any, module: pl.LightningModule, batch, index) -> None:
         # So that a step's dropout does not depend on what ran before it in this process.
-        seed = trainer.datamodule.seed  # type: ignore[attr-defined]
+        seed = trainer.datamodule.seed
         torch.manual_seed(hash((seed, trainer.global_step)) % 2**32)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
@@ -72,8 +73,8 @@ class DevSelection(Callback):
         if trainer.is_global_zero:
             os.replace(unfinished, self.folder / "last.ckpt")
 
-    def _measure(self, trainer: pl.Trainer, module: DistillationModule) -> None:
-        batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+    def _measure(self, trainer: Any, module: DistillationModule) -> None:
+        batches = trainer.datamodule.val_dataloader()
         self.curve.append(module.mean_terms(selection_loss(module.loss), batches))  # empty without dev groups
         values = {f"dev/{name}": value for name, value in self.curve[-1].items()}
         for logger in trainer.loggers:

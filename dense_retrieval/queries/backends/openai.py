@@ -4,17 +4,16 @@ import logging
 import os
 import random
 import re
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread, current_thread, main_thread
+from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 from requests import PreparedRequest, RequestException, Response, Session, Timeout
 
+from dense_retrieval.queries.backends.interrupt import interruptible
 from dense_retrieval.queries.backends.sampling import Sampling
 from dense_retrieval.queries.generate import Backend, Completion, Request
 from dense_retrieval.records import InputError
@@ -108,7 +107,7 @@ class OpenAI(Backend):
         stop = Event()
         running = min(self.at_once, len(requests))
         failure: BaseException | None = None
-        with _interruptible(stop, done):
+        with interruptible(stop, done.put):
             for _ in range(running):
                 # daemons, so that a second Ctrl-C does not wait for a server that is silent
                 Thread(target=self._work, args=(todo, done, stop), daemon=True).start()
@@ -263,24 +262,3 @@ class OpenAI(Backend):
 def _reason(error: RequestException) -> str:
     system = re.search(r"\[Errno -?\d+\] [^'\")>]+", str(error))  # requests wraps it three times over
     return system[0] if system else "the connection was closed"
-
-
-@contextmanager
-def _interruptible(stop: Event, done: SimpleQueue) -> Iterator[None]:
-    """Sets ``stop`` in the end, and already at the first Ctrl-C, where that would raise KeyboardInterrupt."""
-    usual = signal.default_int_handler
-    ours = current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is usual
-
-    def first(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, usual)
-        done.put("waiting for the requests in flight; Ctrl-C again leaves them")  # to log here could deadlock
-
-    if ours:
-        signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        stop.set()
-        if ours:
-            signal.signal(signal.SIGINT, usual)
