@@ -35,13 +35,14 @@ SETTINGS = [
     "generator=files",
     "generator.path=corpus/synthetic.jsonl",
     "querytype.types=[claim,question]",
+    "querytype.total=24",
     "teacher=wikivital_minilm",
-    "student.passage_length=48",
+    "student.passage_length=32",
     "groups.list_size=4",
     "groups.teacher_top1=false",
     "trainer.batch_size=8",
-    "trainer.max_epochs=2",
-    "evaluation.headroom_queries=10",
+    "trainer.max_epochs=1",
+    "evaluation.headroom_queries=5",
     "logger=none",
 ]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
