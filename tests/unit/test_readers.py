@@ -1,4 +1,4 @@
-"""Which stages read which setting: a setting that is changed changes their keys, those of what reads them, and no other."""
+"""Which stages read which setting: it changes their keys, those of what reads them, and no others."""
 
 import json
 from pathlib import Path
