@@ -255,6 +255,8 @@ def distil(
 
 def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], Step[Path]]:
     """The last round's labels, and the student that it trains."""
+    if c.rounds_from not in ("untuned", "tuned"):
+        raise InputError(f"rounds_from={c.rounds_from} is unknown; use untuned or tuned")
     if c.rounds > 1 and not c.retriever.dense:
         raise InputError(f"rounds={c.rounds} needs a student that searches: choose retriever=dense or hybrid")
     searching: Folder[Path] = untuned(c)

@@ -331,6 +331,9 @@ def test_a_killed_generation_ends_with_the_same_queries(command, tmp_path):
         (["groups.list_size=41"], "groups.list_size"),
         (["trainer.batch_size=0"], "trainer.batch_size=0 is out of range; it is 1 or more"),
         (["device=gpu"], "device=gpu is unknown"),
+        (["rounds_from=scratch"], "rounds_from=scratch is unknown; use untuned or tuned"),
+        (["evaluation.metrics=[nDCG@1000]"], "evaluation.metrics"),
+        (["evaluation.query_length=500"], "500 tokens are more than the 64 positions of student.path"),
         (["data=mixture"], "data.members has no value"),
         (
             ["teacher=ensemble", "teacher.members=['teacher=foo',bm25]"],
