@@ -443,10 +443,10 @@ def test_searching_from_the_shell(finished):
 
 def test_a_second_round_finds_new_candidates_and_scores_only_what_is_new(run, finished, command):
     """By the student of the first round; the first round's candidates are scored already."""
-    own = [*command, "groups.dev_fraction=0", "trainer.learning_rate=1e-2", "logger=none"]
+    own = [*command, "groups.dev_fraction=0", "trainer.learning_rate=1e-2", "logger=none", "cache_dir=rounds"]
     log = run(finished, *own, "rounds=2", "hydra.run.dir=runs/rounds").stdout
     built = re.findall(r"(\w+): built in", log)
-    assert built.count("training") == built.count("groups") == 2 and built.count("candidates") == 1
+    assert built.count("training") == built.count("groups") == built.count("candidates") == 2
     facts, first = (
         json.loads((finished / f"runs/{name}/metrics.json").read_text()) for name in ("rounds", "first")
     )
