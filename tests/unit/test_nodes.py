@@ -34,23 +34,23 @@ def test_what_differs_from_the_schema_s_default_is_keyed():
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A class in one file that inherits from one in another."""
-    (tmp_path / "own_base.py").write_text("import torch\nclass Base(torch.nn.Module):\n    scale = 1\n")
-    (tmp_path / "own_loss.py").write_text(
-        "from own_base import Base\nclass Mine(Base):\n    @classmethod\n    def load(cls, path): return cls()\n"
+    (tmp_path / "keyed_base.py").write_text("import torch\nclass Base(torch.nn.Module):\n    scale = 1\n")
+    (tmp_path / "keyed_loss.py").write_text(
+        "from keyed_base import Base\nclass Mine(Base):\n    @classmethod\n    def load(cls, path): return cls()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("own_base", "own_loss"):
+    for name in ("keyed_base", "keyed_loss"):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("target", ["own_loss.Mine", "own_loss.Mine.load"])
+@pytest.mark.parametrize("target", ["keyed_loss.Mine", "keyed_loss.Mine.load"])
 def test_a_class_of_one_s_own_is_keyed_by_its_source(own, target):
-    assert [file.name for file in sources(target)] == ["own_base.py", "own_loss.py"]
+    assert [file.name for file in sources(target)] == ["keyed_base.py", "keyed_loss.py"]
     node = OmegaConf.create({"_target_": target, "weight": 1})
     before = settings(node).keyed
     assert before["_target_"] == target and before["weight"] == 1
-    (own / "own_base.py").write_text("import torch\nclass Base(torch.nn.Module):\n    scale = 10\n")
+    (own / "keyed_base.py").write_text("import torch\nclass Base(torch.nn.Module):\n    scale = 10\n")
     assert settings(node).keyed != before
     assert settings(OmegaConf.create({"_target_": "dense_retrieval.losses.infonce.InfoNCE"})).keyed == {
         "_target_": "dense_retrieval.losses.infonce.InfoNCE"
