@@ -159,11 +159,12 @@ def damage(folder: Path) -> None:
                 except InputError as error:
                     heard.append(str(error))
                 said = any(key in line for line in heard)
-                built = (cache / key / "stage.json").exists()
-                again = json.loads((cache / key / "stage.json").read_text())["outputs"] if built else {}
-                kept = {n: of["sha256"] for n, of in again.items()} == {
-                    n: o["sha256"] for n, o in outputs.items()
-                }
+                kept = False
+                if said and (cache / key / "stage.json").exists():
+                    again = json.loads((cache / key / "stage.json").read_text())["outputs"]
+                    kept = {n: of["sha256"] for n, of in again.items()} == {
+                        n: of["sha256"] for n, of in outputs.items()
+                    }
                 outcome = (
                     "named and built again, the same"
                     if said and kept
