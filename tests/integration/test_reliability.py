@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
-import pytest
 from hydra import compose, initialize_config_dir
+from pyarrow import parquet
 
 from dense_retrieval.chain import describe
 from dense_retrieval.config import CONF
@@ -46,24 +46,36 @@ def test_each_damaged_file_is_named_and_built_again(finished, command, tmp_path,
                 assert again[other]["sha256"] == outputs[other]["sha256"], (key, other)
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_was_killed_in_training_ends_with_the_same_model(finished, command, tmp_path, which):
-    arguments = [sys.executable, "-m", "dense_retrieval.run", *command, "logger=none", "hydra.run.dir=run"]
-    shutil.copytree(finished / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("training-*"))
+def test_a_run_that_was_killed_three_times_ends_with_the_same_result(run, command, tmp_path):
+    """Without a dev set the tuned weights are never the untuned ones, which no kill could change."""
+    own = [*command, "groups.dev_fraction=0", "logger=none"]
+    run(tmp_path, *own, "hydra.run.dir=whole", "cache_dir=another")
+    facts = json.loads((tmp_path / "whole/metrics.json").read_text())
+    assert facts["training"]["best_epoch"] == 2
+    arguments = [sys.executable, "-m", "dense_retrieval.run", *own, "hydra.run.dir=run"]
     quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(arguments, **quiet)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("cache/training-*.partial/curves")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(which)
-    said = process.communicate()[1]
-    assert process.returncode == (143 if which == signal.SIGTERM else -which)
-    if which == signal.SIGTERM:
-        assert "ended by SIGTERM; the same command goes on" in said and "Traceback" not in said
-    assert not (tmp_path / "run/model").exists()
+    for which, begun, statuses in [
+        (signal.SIGINT, "candidates-*.lock", {1, 130, -signal.SIGINT}),
+        (signal.SIGKILL, "scores-*.lock", {-signal.SIGKILL}),
+        (signal.SIGTERM, "training-*.partial/curves", {128 + signal.SIGTERM}),
+    ]:
+        process = subprocess.Popen(arguments, **quiet)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "cache").glob(begun)):
+            assert process.poll() is None and time.monotonic() < deadline, begun
+            time.sleep(0.01)
+        process.send_signal(which)
+        said = process.communicate()[1]
+        assert process.returncode in statuses, said[-2000:]
+        assert not (tmp_path / "run/model").exists()
+    assert "ended by SIGTERM; the same command goes on" in said and "Traceback" not in said
     subprocess.run(arguments, check=True, **quiet)
-    first, second = (
-        folder / "model/model.safetensors" for folder in (finished / "runs/first", tmp_path / "run")
-    )
-    assert first.read_bytes() == second.read_bytes()
+    first, second = tmp_path / "whole", tmp_path / "run"
+    names = ["model/model.safetensors", *(file.name for file in first.glob("*.trec"))]
+    assert len(names) == 5
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    systems = [json.loads((run / "metrics.json").read_text())["systems"] for run in (first, second)]
+    assert systems[0] == systems[1]
+    tables = [parquet.read_table(run / "per_query.parquet") for run in (first, second)]
+    assert tables[0].equals(tables[1])
