@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,9 @@ def command(config_name: str, schema: type) -> Callable[[Callable[[Any], float |
                 start()
             except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
                 raise SystemExit(f"error: {in_one_line(error, schema)}") from None
+            except KeyboardInterrupt:
+                print("error: interrupted; the same command goes on from there", file=sys.stderr, flush=True)
+                raise SystemExit(128 + signal.SIGINT) from None
             finally:
                 del os.environ["HYDRA_FULL_ERROR"]
 

@@ -1,6 +1,7 @@
 """The store of finished artifacts: built once, checked when opened, shared by processes."""
 
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -115,6 +116,7 @@ class Store:
             start = time.perf_counter()
             counts = step.run(partial, self.open)
             seconds = time.perf_counter() - start
+            gc.collect()  # a trainer and its module hold each other, and the module a student
             _finish(partial, self.root / step.key, step.made_from, dict(counts), seconds)
             self.built.add(step.key)
         log.info("%s: built in %.0f s %s", step.stage.name, seconds, counts or "")

@@ -61,7 +61,8 @@ def test_a_task_gets_its_settings(started, capsys):
 
 
 def failing(config):
-    raise {1: InputError("no such folder"), 2: KeyError("a bug"), 3: SystemExit(143)}[config.seed]
+    ends = {1: InputError("no such folder"), 2: KeyError("a bug"), 3: SystemExit(143), 4: KeyboardInterrupt()}
+    raise ends[config.seed]
 
 
 def test_what_a_task_raises_is_one_line(started, capsys):
@@ -77,11 +78,12 @@ def test_a_sweep_goes_on_after_a_job_that_failed(started, tmp_path):
     assert lines == ["error: KeyError('a bug')", "error: no such folder"]
 
 
-@pytest.mark.parametrize("arguments", [["seed=3"], ["-m", "seed=1,3,2", "hydra.sweep.dir=sweep"]])
-def test_sigterm_ends_the_command_and_its_sweep(started, tmp_path, capsys, arguments):
-    assert started(failing, *arguments) == 143
+@pytest.mark.parametrize(("seed", "status", "said"), [(3, 143, "ended by SIGTERM"), (4, 130, "interrupted")])
+@pytest.mark.parametrize("arguments", [["seed=SEED"], ["-m", "seed=1,SEED,2", "hydra.sweep.dir=sweep"]])
+def test_a_signal_ends_the_command_and_its_sweep(started, tmp_path, capsys, arguments, seed, status, said):
+    assert started(failing, *(word.replace("SEED", str(seed)) for word in arguments)) == status
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: ended by SIGTERM; the same command goes on from there"
+    assert line == f"error: {said}; the same command goes on from there"
     assert not (tmp_path / "sweep/2").exists()
 
 

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_calling_a_stage_runs_nothing_and_building_runs_what_is_missing(store, t
     later = Store(store.root)
     later.build(doubled(source(None, k=3), None, workers=8))
     assert later.reused == ["twice"] and CALLS == ["source", "doubled"]
+
+
+def test_what_a_stage_leaves_in_cycles_is_freed_when_it_ends(store):
+    left: list[weakref.ref] = []
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.module = [self]
+            left.append(weakref.ref(self))
+
+    @stage(read_text)
+    def trained(folder: Path, /) -> Counts:
+        Trainer()
+        return {}
+
+    store.build(trained())
+    assert left[0]() is None
 
 
 def test_an_input_is_not_asked_for_where_what_needs_it_is_there(store):
