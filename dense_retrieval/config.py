@@ -83,8 +83,10 @@ class Trainer:
     clip: float = setting(1.0, "gradient norm", above=0)
     max_epochs: int = setting(1, "epochs at most", least=1)
     patience: int = setting(2, "epochs without a better dev loss", least=1)
-    chunk_tokens: int = setting(2048, "padded tokens a forward pass", least=1)
-    graph_tokens: int = setting(8192, "padded tokens whose activations fit in memory", least=1)
+    chunk_tokens: Any = setting("auto", "padded tokens a forward pass; auto: 2,048, on a GPU 65,536", least=1)
+    graph_tokens: Any = setting(
+        "auto", "padded tokens whose activations fit in memory; auto: measured in the first step", least=0
+    )
     devices: int = setting(1, "GPUs, or processes on a CPU, that share a step", least=1)
 
 

@@ -56,6 +56,12 @@ def in_shards(
     return results
 
 
+def remove_shards(folder: Path) -> None:
+    """What :func:`in_shards` left, when it is of no more use."""
+    for file in folder.glob("shard-*.npy"):
+        file.unlink()
+
+
 def written_through(folder: Path) -> None:
     """Returns when a folder and all that is in it are on the disk."""
     for path in [*folder.rglob("*"), folder]:

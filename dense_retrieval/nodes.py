@@ -171,5 +171,19 @@ def hardware(c: Config) -> Hardware:
     return Hardware(device, c.precision == "bf16-mixed", fills, Path(c.cache_dir))
 
 
+def token_limits(c: Config) -> tuple[int, int | None]:
+    """Of training: padded tokens a forward pass, and with a graph; None is as many as fit in memory.
+
+    Raises:
+        InputError: neither a number nor auto.
+    """
+    given = plain(c.trainer, only=("chunk_tokens", "graph_tokens"))
+    for name, value in given.items():
+        if value != "auto" and not isinstance(value, int):
+            raise InputError(f"trainer.{name}={value} is neither a number of tokens nor auto")
+    chunk, graph = given["chunk_tokens"], given["graph_tokens"]
+    return hardware(c).max_tokens if chunk == "auto" else chunk, None if graph == "auto" else graph
+
+
 def bm25_settings(c: Config) -> dict[str, Any]:
     return plain(c.retriever, only=["library", "k1", "b"])

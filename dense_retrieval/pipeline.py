@@ -23,7 +23,15 @@ from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.hub import model_folder
 from dense_retrieval.losses.loss import Loss, active
-from dense_retrieval.nodes import bm25_settings, hardware, outside, plain, settings, teachers
+from dense_retrieval.nodes import (
+    bm25_settings,
+    hardware,
+    outside,
+    plain,
+    settings,
+    teachers,
+    token_limits,
+)
 from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
@@ -229,7 +237,7 @@ def distil(
     alone = parts.get("")
     later = alone if c.groups.scored_before is not None else None
     members, weights, _ = teachers(c)
-    cut = plain(trainer, only=("devices", "chunk_tokens", "graph_tokens"))
+    chunk_tokens, graph_tokens = token_limits(c)
     return train(
         of_groups[""] if alone else mixture(of_groups, of_queries, {n: p.corpus for n, p in parts.items()}),
         passages[""] if alone else mixture_tokens(passages),
@@ -242,14 +250,17 @@ def distil(
         student=settings(c.student, "path", "revision", unkeyed=_LENGTHS),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
-        trainer=settings(trainer, *cut),
+        trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens"),
         precision=c.precision,
         seed=c.seed,
         device=on.device,
         log=log,
         teacher=members[0] if later else None,
-        cut=cut if c.student.dropout else None,
-        **cut,
+        # With dropout each pass draws its own random numbers.
+        cut={"devices": trainer.devices, "chunk_tokens": chunk_tokens} if c.student.dropout else None,
+        devices=trainer.devices,
+        chunk_tokens=chunk_tokens,
+        graph_tokens=graph_tokens,
     )
 
 

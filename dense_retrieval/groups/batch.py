@@ -22,7 +22,12 @@ class Batch:
     masked: Tensor  # (M, 2) pairs (group, position in `passages`) that are no InfoNCE negatives
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """On a device, but for the row numbers, by which texts are looked up on the CPU."""
+        names = [f.name for f in fields(self) if f.name not in ("queries", "passages")]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
 def collate(groups: Groups, rows: np.ndarray, false_negative_ratio: float) -> Batch:

@@ -16,6 +16,7 @@ from dense_retrieval.hub import (
     sentence_modules,
     transformer_folder,
 )
+from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.records import InputError
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ class BiEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embeddings ``(B, D)``, float32, of length 1, for right-padded tokens ``(B, T)``."""
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        with fastest_matmul():
+            hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
             pooled = hidden[:, 0].float()
         else:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from rich.progress import Progress
 
 from dense_retrieval.batching import pack
-from dense_retrieval.files import in_shards
+from dense_retrieval.files import in_shards, remove_shards
 from dense_retrieval.stage import Counts, Folder, stage
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
@@ -61,8 +61,7 @@ def encode(
     for rows, shard in zip(parts, shards, strict=True):
         embeddings[rows] = shard
     embeddings.flush()
-    for file in folder.glob("shard-*.npy"):
-        file.unlink()
+    remove_shards(folder)
 
 
 def load_embeddings(folder: Path) -> np.ndarray:

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich.progress import Progress
 from torch import Tensor
 
-from dense_retrieval.batching import pad
+from dense_retrieval.files import in_shards, remove_shards
 from dense_retrieval.hub import load_tokenizer, read_json, transformer_folder
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
-_TEXTS_AT_ONCE = 10_000
+_TEXTS_A_SHARD = 10_000  # what a kill can cost
 
 
 class Tokens:
@@ -40,29 +42,58 @@ class Tokens:
     def __getitem__(self, row: int) -> np.ndarray:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Right-padded ``input_ids`` and ``attention_mask`` ``(B, T)`` of some rows."""
-        return self.pad([self[row] for row in rows])
+    def select(self, rows: np.ndarray) -> "Tokens":
+        """Some rows, in memory."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Tokens(self.ids[np.arange(offsets[-1]) + shift], offsets, self.pad_id)
 
-    def pad(self, sequences: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        return pad(sequences, self.pad_id)
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Right-padded ``input_ids`` and ``attention_mask`` ``(B, T)``, both int64, of some rows."""
+        chosen = self.select(rows)
+        there = np.arange(chosen.lengths.max()) < chosen.lengths[:, None]
+        ids = np.full(there.shape, self.pad_id, dtype=np.int64)
+        ids[there] = chosen.ids
+        mask = there.astype(np.int64)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
 def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, folder: Path) -> dict[str, int]:
     """Write the :class:`Tokens` of ``prefix + text``, cut at ``max_length`` tokens, into ``folder``.
 
+    A second call on the same folder, after a kill, goes on where the first one stopped.
+
     Returns:
         Counts of texts and of tokens, special ones included.
     """
-    lengths = []
+    parts = np.array_split(np.arange(len(texts)), range(_TEXTS_A_SHARD, len(texts), _TEXTS_A_SHARD))
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("tokens", total=len(texts))
+
+        def lengths_and_ids(rows: np.ndarray) -> np.ndarray:
+            prefixed = [prefix + text for text in texts[int(rows[0]) : int(rows[-1]) + 1]]
+            # Of a fast tokenizer all cores work here; what is not asked for need not be made into Python's lists.
+            encoded = tokenizer(
+                prefixed,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            ids = [np.array(of_text, dtype=np.int32) for of_text in encoded["input_ids"]]
+            progress.advance(bar, len(rows))
+            return np.concatenate([np.array([len(i) for i in ids], dtype=np.int32), *ids])
+
+        shards = in_shards(folder, [rows for rows in parts if len(rows)], lengths_and_ids)
+    sizes = [len(rows) for rows in parts if len(rows)]
     with (folder / "ids.bin").open("wb") as stream:
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            prefixed = [prefix + text for text in texts[start : start + _TEXTS_AT_ONCE]]
-            ids = tokenizer(prefixed, truncation=True, max_length=max_length)["input_ids"]
-            lengths += [len(i) for i in ids]
-            np.concatenate([np.array(i, dtype=np.int32) for i in ids]).tofile(stream)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+        for n, shard in zip(sizes, shards, strict=True):
+            shard[n:].tofile(stream)
+    lengths = [shard[:n] for n, shard in zip(sizes, shards, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
     np.savez(folder / "index.npz", offsets=offsets, pad_id=tokenizer.pad_token_id)
+    remove_shards(folder)
     return {"texts": len(texts), "tokens": int(offsets[-1])}
 
 
@@ -71,14 +102,24 @@ def longest(positions: int | None, tokenizer: Any) -> int:
     return min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
 
 
+def joined(parts: Sequence[Tokens]) -> Tokens:
+    """The tokens of several tables, one after the other, in memory."""
+    return Tokens(np.concatenate([part.ids for part in parts]), _joined_offsets(parts), parts[0].pad_id)
+
+
 def concatenate(parts: Sequence[Tokens], folder: Path) -> None:
     """Write the tokens of several tables, one after the other, into ``folder``."""
-    starts = np.cumsum([0] + [part.offsets[-1] for part in parts[:-1]])
-    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
     with (folder / "ids.bin").open("wb") as stream:
         for part in parts:
             part.ids.tofile(stream)
-    np.savez(folder / "index.npz", offsets=np.concatenate([[0], *offsets]), pad_id=parts[0].pad_id)
+    np.savez(folder / "index.npz", offsets=_joined_offsets(parts), pad_id=parts[0].pad_id)
+
+
+def _joined_offsets(parts: Sequence[Tokens]) -> np.ndarray:
+    starts = np.cumsum([0] + [part.offsets[-1] for part in parts[:-1]])
+    return np.concatenate(
+        [[0], *(part.offsets[1:] + start for part, start in zip(parts, starts, strict=True))]
+    )
 
 
 def _about(texts: Counted, of: str, length: int | None, **_: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from dense_retrieval.batching import pack
+from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.memo import Memo, key
 from dense_retrieval.records import CandidateList, InputError
 
@@ -40,8 +41,9 @@ def score_batches(
         forward: gives the scores ``(B,)`` of B rows.
     """
     scores = np.empty(len(lengths), dtype=np.float32)
-    for rows in pack(lengths, max_tokens):
-        scores[rows] = forward(rows).float().cpu().numpy()
+    with fastest_matmul():
+        for rows in pack(lengths, max_tokens):
+            scores[rows] = forward(rows).float().cpu().numpy()
     return scores
 
 

@@ -1,8 +1,10 @@
 """Exact gradients of a loss over a whole batch's embeddings, in bounded memory (arXiv 2101.06983).
 
-1. Encode all chunks of the batch without a graph.
+1. Encode all chunks of the batch: with a graph while graphs fit in memory, the others without.
 2. Compute the loss and its gradient with respect to the embeddings.
-3. Encode each chunk again, now with a graph, and backpropagate its part of that gradient.
+3. Backpropagate each chunk's part of that gradient; a chunk without a graph is encoded again for it.
+
+The arithmetic is the same wherever memory ends: what is encoded twice costs time, and changes no bit.
 
 With several processes every one of them has the whole batch, encodes its share of the chunks, and
 gets all embeddings by one sum over the processes; then each computes the same loss, backpropagates
@@ -10,6 +12,7 @@ its own chunks, and the parameters' gradients are summed once. So processes may 
 numbers of chunks, and any number of them gives the gradients of one.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -47,31 +50,26 @@ def backward(
         encoder: gives ``(n, D)`` for ``input_ids`` and ``attention_mask`` ``(n, T)``; has ``dimension``.
         loss: of embeddings ``(N, D)``, float32.
         chunk_tokens: padded tokens a forward pass.
-        graph_tokens: padded tokens whose activations fit in memory together. A batch within it is
-            encoded once, in one ordinary pass.
+        graph_tokens: padded tokens whose activations fit in memory together; speed only.
 
     Returns:
         The loss's terms, detached.
     """
-    chunks = pack(texts.lengths, chunk_tokens)
-    padded = sum(len(rows) * int(texts.lengths[rows].max()) for rows in chunks)
     with _no_cast_cache():
-        if _processes() == 1 and padded <= graph_tokens:
-            embeddings = torch.cat([encoder(**texts.batch(rows)) for rows in chunks])
-            terms = loss(embeddings[np.argsort(np.concatenate(chunks))])
-            terms["loss"].backward()
-        else:
-            mine = _share(chunks)
-            embeddings, states = _encode(encoder, texts, mine)
-            embeddings.requires_grad_()
-            terms = loss(embeddings)
-            terms["loss"].backward()
-            assert embeddings.grad is not None
-            for rows, state in zip(mine, states, strict=True):
-                with state.replayed():
-                    again = encoder(**texts.batch(rows))
-                again.backward(embeddings.grad[rows].to(again.dtype))
-            _sum_gradients(encoder)
+        mine = _share(pack(texts.lengths, chunk_tokens))
+        ends = np.cumsum([len(rows) * int(texts.lengths[rows].max()) for rows in mine])
+        embeddings, passes = _encode(encoder, texts, mine, graphs=int((ends <= graph_tokens).sum()))
+        embeddings.requires_grad_()
+        terms = loss(embeddings)
+        terms["loss"].backward()
+        assert embeddings.grad is not None
+        for rows in mine:
+            output = passes.popleft()  # and with it, in the end, its graph
+            if isinstance(output, _RandomState):
+                with output.replayed():
+                    output = encoder(**texts.batch(rows))
+            output.backward(embeddings.grad[rows].to(output.dtype))
+        _sum_gradients(encoder)
     return {name: term.detach() for name, term in terms.items()}
 
 
@@ -86,21 +84,25 @@ def _share(chunks: list[np.ndarray]) -> list[np.ndarray]:
     return chunks[dist.get_rank() :: _processes()] if _processes() > 1 else chunks
 
 
-@torch.no_grad()
 def _encode(
-    encoder: nn.Module, texts: Texts, chunks: list[np.ndarray]
-) -> tuple[Tensor, list["_RandomState"]]:
+    encoder: nn.Module, texts: Texts, chunks: list[np.ndarray], graphs: int = 0
+) -> tuple[Tensor, deque["Tensor | _RandomState"]]:
+    """Embeddings ``(N, D)``; and of the first ``graphs`` chunks their part of them with its graph, of each
+    other the random state before it."""
     weight = next(encoder.parameters())
     dtype = torch.promote_types(weight.dtype, torch.float32)
     dimension: int = encoder.dimension  # type: ignore[assignment]
     embeddings = torch.zeros(len(texts.lengths), dimension, dtype=dtype, device=weight.device)
-    states = []
-    for rows in chunks:
-        states.append(_RandomState(weight.device))
-        embeddings[rows] = encoder(**texts.batch(rows)).to(dtype)
+    passes: deque[Tensor | _RandomState] = deque()
+    for number, rows in enumerate(chunks):
+        state = _RandomState(weight.device)
+        with torch.set_grad_enabled(number < graphs):
+            output = encoder(**texts.batch(rows))
+        embeddings[rows] = output.detach().to(dtype)
+        passes.append(output if number < graphs else state)
     if _processes() > 1:
         dist.all_reduce(embeddings)  # the other processes' rows are 0 here
-    return embeddings, states
+    return embeddings, passes
 
 
 def _sum_gradients(encoder: nn.Module) -> None:

@@ -14,9 +14,10 @@ from dense_retrieval.losses.loss import Loss
 from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
-from dense_retrieval.student.tokens import Tokens
+from dense_retrieval.student.tokens import Tokens, joined
 from dense_retrieval.teacher.ensemble import unit_scale
 from dense_retrieval.teacher.score import Teacher
+from dense_retrieval.training import memory
 from dense_retrieval.training.gradient_cache import Terms, backward, embed
 
 
@@ -24,14 +25,15 @@ class BatchTexts:
     """The B queries of a batch, then its U unique passages: B + U token sequences."""
 
     def __init__(self, batch: Batch, queries: Tokens, passages: Tokens, device: torch.device) -> None:
-        sources = (queries, batch.queries.cpu().numpy()), (passages, batch.passages.cpu().numpy())
-        self.sequences = [tokens[int(row)] for tokens, rows in sources for row in rows]
-        self.lengths = np.array([len(sequence) for sequence in self.sequences])
-        self.pad = passages.pad
+        self.tokens = joined([queries.select(batch.queries.numpy()), passages.select(batch.passages.numpy())])
+        self.lengths = self.tokens.lengths
         self.device = device
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        return {k: v.to(self.device) for k, v in self.pad([self.sequences[r] for r in rows]).items()}
+        padded = self.tokens.batch(rows)
+        if self.device.type == "cuda":  # a copy from pinned memory lets the GPU go on computing
+            padded = {name: ids.pin_memory() for name, ids in padded.items()}
+        return {name: ids.to(self.device, non_blocking=True) for name, ids in padded.items()}
 
 
 class ScoredLater:
@@ -62,8 +64,8 @@ class ScoredLater:
         """The batch with scores wherever it had none (NaN)."""
         scores = batch.teacher.cpu().numpy().copy()
         group, position = np.nonzero(np.isnan(scores))
-        queries = batch.queries.cpu().numpy()[group]
-        passages = batch.passages[batch.slots[group, position]].cpu().numpy()
+        queries = batch.queries.numpy()[group]
+        passages = batch.passages[batch.slots.cpu()[group, position]].numpy()
         texts = [self.queries[int(q)] for q in queries], [self.passages[int(p)] for p in passages]
         raw = self.teacher.score(*texts, max_tokens=max_tokens)
         if not np.isfinite(raw).all():
@@ -84,7 +86,8 @@ class DistillationModule(LightningModule):
         warmup_epochs, min_warmup_steps: the learning rate rises over the larger of the two.
         final_learning_rate: fraction of the peak that the linear decay ends at.
         clip: greatest norm of the gradient.
-        chunk_tokens, graph_tokens: see :func:`gradient_cache.backward`; speed only.
+        chunk_tokens, graph_tokens: see :func:`gradient_cache.backward`; speed only. Without ``graph_tokens``
+            as many as the memory holds that is free in the first step.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class DistillationModule(LightningModule):
         final_learning_rate: float = 0.1,
         clip: float = 1.0,
         chunk_tokens: int = 4096,
-        graph_tokens: int = 4096,
+        graph_tokens: int | None = None,
         scored_later: ScoredLater | None = None,
     ) -> None:
         super().__init__()
@@ -120,12 +123,13 @@ class DistillationModule(LightningModule):
         self.clip = clip
         self.chunk_tokens = chunk_tokens
         self.graph_tokens = graph_tokens
+        self._unchecked: tuple[int, Tensor, Tensor] | None = None
         # In a list: no submodule, so in no checkpoint, and never trained.
         self._scored_later = [scored_later]
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            self.student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)]
 
@@ -144,25 +148,37 @@ class DistillationModule(LightningModule):
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
+        texts = self._texts(batch)
+        if self.graph_tokens is None:
+            self.graph_tokens = memory.graph_tokens(self.student, texts, self.chunk_tokens)
         terms = backward(
             self.student,
-            self._texts(batch),
+            texts,
             lambda embeddings: self._terms(self.loss, embeddings, batch),
             chunk_tokens=self.chunk_tokens,
             graph_tokens=self.graph_tokens,
         )
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
-        if not torch.isfinite(terms["loss"] + norm):
-            raise InputError(
-                f"the training loss is {terms['loss'].item()} and its gradient's norm {norm.item()} at step "
-                f"{self.global_step}; lower trainer.learning_rate, or use precision=32-true"
-            )
+        self._require_finite()
+        self._unchecked = self.global_step, terms["loss"], norm
+        if self.trainer.is_last_batch:
+            self._require_finite()  # before a checkpoint is written
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         logged = {f"train/{name}": term for name, term in terms.items()} | {"train/gradient_norm": norm}
         self.log_dict(logged | {"train/learning_rate": rate}, prog_bar=False, batch_size=1)
         self.log("loss", terms["loss"], prog_bar=True, logger=False, batch_size=1)
+
+    def _require_finite(self) -> None:
+        """Of the step before, whose numbers a GPU has had the time to compute: none waits for its own."""
+        step, loss, norm = self._unchecked or (0, torch.zeros(()), torch.zeros(()))
+        self._unchecked = None
+        if not torch.isfinite(loss + norm):
+            raise InputError(
+                f"the training loss is {loss.item()} and its gradient's norm {norm.item()} at step {step}; "
+                "lower trainer.learning_rate, or use precision=32-true"
+            )
 
     @torch.no_grad()
     def mean_terms(self, loss: Loss, batches: Iterable[Batch]) -> dict[str, float]:

@@ -47,7 +47,7 @@ def train(
     precision: str,
     seed: int,
     chunk_tokens: int,
-    graph_tokens: int,
+    graph_tokens: int | None,
     devices: int,
     device: str,
     log: Callable[[Mapping[str, float], int], None] | None,

@@ -184,8 +184,8 @@ def test_one_epoch_equals_plain_pytorch(data, encoder_folder, tmp_path):
     for step, batch in enumerate(reference_data.train_dataloader()):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * [0.5, 1.0, 1.0][step]  # 2 warm-up steps, then the decay begins
-        q = torch.cat([student(**queries.batch([int(row)])) for row in batch.queries])
-        p = torch.cat([student(**passages.batch([int(row)])) for row in batch.passages])
+        q = torch.cat([student(**queries.batch(np.array([int(row)]))) for row in batch.queries])
+        p = torch.cat([student(**passages.batch(np.array([int(row)]))) for row in batch.passages])
         rest = (batch.slots, batch.teacher, batch.positives, batch.multiplicity, batch.masked)
         loss = LOSS(Similarities(q, p, *rest))["loss"]
         optimizer.zero_grad()

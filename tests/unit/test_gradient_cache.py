@@ -9,11 +9,13 @@ from test_losses import random_groups
 from torch import nn
 from transformers import BertModel
 
+from dense_retrieval.batching import pack
 from dense_retrieval.groups.batch import collate
 from dense_retrieval.losses.infonce import InfoNCE
 from dense_retrieval.losses.listwise import Listwise
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.training import memory
 from dense_retrieval.training.gradient_cache import backward, embed
 from dense_retrieval.training.module import DistillationModule
 
@@ -41,6 +43,17 @@ def encoder(dropout: float = 0.0, double: bool = False) -> BiEncoder:
     config = tiny_config(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model = BiEncoder(BertModel(config, add_pooling_layer=False), None, pooling="mean", passage_length=32)
     return (model.double() if double else model).train()
+
+
+class Takes(nn.Module):
+    """A model whose argument is named."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
 
 
 def problem(n_groups: int = 6):
@@ -76,6 +89,37 @@ def test_gradients_equal_the_plain_full_batch(chunk_tokens, graph_tokens):
     terms = backward(model, texts, loss, chunk_tokens=chunk_tokens, graph_tokens=graph_tokens)
     assert terms["loss"].item() == pytest.approx(value.item(), rel=1e-5)
     assert relative_error(gradients(model), expected) < 1e-5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_where_memory_ends_changes_no_bit(dropout):
+    texts, loss = problem()
+    results = []
+    for graph_tokens in (0, 100, 10**6):  # no, some, all graphs are kept
+        model = encoder(dropout)
+        torch.manual_seed(7)
+        value = backward(model, texts, loss, chunk_tokens=40, graph_tokens=graph_tokens)["loss"]
+        results.append([value, *gradients(model)])
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_activations_are_counted_to_the_byte():
+    """A linear layer keeps its input, a product both factors; no weight counts."""
+    layer = nn.Linear(8, 4)
+    model = nn.Sequential(layer, nn.Sigmoid())
+    found = memory.activation_bytes(Takes(model), {"x": torch.zeros(5, 8)})
+    assert found == 4 * (5 * 8 + 5 * 4)
+
+
+def test_graphs_get_half_of_the_free_memory(monkeypatch):
+    texts, _ = problem()
+    model = encoder()
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
+    longest = texts.batch(pack(texts.lengths, 60)[0])
+    a_token = memory.activation_bytes(model, longest) / longest["input_ids"].numel()
+    before = torch.get_rng_state()
+    assert memory.graph_tokens(model, texts, 60) == int(500_000 / a_token)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_float64_gradients_agree_to_rounding():

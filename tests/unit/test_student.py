@@ -97,7 +97,7 @@ def test_tokens_keep_every_text(encoder_folder, tmp_path):
     expected = [student.tokenizer("the " + t, truncation=True, max_length=8)["input_ids"] for t in TEXTS]
     assert [tokens[i].tolist() for i in range(len(tokens))] == expected
     assert counts == {"texts": 4, "tokens": sum(map(len, expected))}
-    batch = tokens.batch([1, 0])
+    batch = tokens.batch(np.array([1, 0]))
     assert batch["input_ids"].tolist() == [expected[1] + [0] * 4, expected[0]]
     assert batch["attention_mask"].sum().item() == len(expected[0]) + len(expected[1])
 
