@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -36,9 +35,6 @@ log = logging.getLogger(__name__)
 @command("config", Config)
 def main(config: Config) -> float:
     """One run; returns the tuned student's main metric."""
-    # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
-    # before torch starts its threads, which take it over.
-    torch.set_flush_denormal(True)
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     if config.plan:
@@ -55,6 +51,12 @@ def main(config: Config) -> float:
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
     store = Store(Path(config.cache_dir))
     chain = describe(config, tracker.log)
+    if not all(map(store.has, chain.steps)):
+        import torch
+
+        # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
+        # before torch starts its threads, which take it over.
+        torch.set_flush_denormal(True)
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))

@@ -1,16 +1,21 @@
 """What some systems' rankings are worth on one test set."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.evaluation import table
 from dense_retrieval.evaluation.evaluate import per_query
 from dense_retrieval.evaluation.rank import headroom_rows
 from dense_retrieval.evaluation.table import UNTUNED
 from dense_retrieval.records import CandidateList, TestSet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Measured:
     rankings: dict[str, CandidateList]
     values: dict[str, dict[str, np.ndarray]]
 
-    def __or__(self, other: "Measured") -> "Measured":
+    def __or__(self, other: Measured) -> Measured:
         return Measured(self.rankings | other.rankings, self.values | other.values)
 
     @property

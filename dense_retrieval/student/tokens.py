@@ -1,16 +1,20 @@
 """Token ids of a table of texts, computed once and memory-mapped."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from dense_retrieval.batching import pad
 from dense_retrieval.hub import load_tokenizer, read_json, transformer_folder
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEXTS_AT_ONCE = 10_000
 
@@ -24,7 +28,7 @@ class Tokens:
         self.pad_id = pad_id
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokens":
+    def load(cls, folder: Path) -> Tokens:
         with np.load(folder / "index.npz") as index:
             offsets, pad_id = index["offsets"], int(index["pad_id"])
         return cls(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"), offsets, pad_id)

@@ -1,18 +1,21 @@
 """Teacher scores of candidate lists."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from rich.progress import Progress
-from torch import Tensor
 
 from dense_retrieval.batching import pack
 from dense_retrieval.memo import Memo, key
 from dense_retrieval.records import CandidateList, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,6 @@ class Teacher(Protocol):
         """Scores ``(N,)`` float32 of N (query, passage) pairs, higher is more relevant."""
 
 
-@torch.inference_mode()
 def score_batches(
     lengths: np.ndarray, max_tokens: int, forward: Callable[[np.ndarray], Tensor]
 ) -> np.ndarray:
@@ -39,9 +41,12 @@ def score_batches(
         max_tokens: padded tokens a forward pass.
         forward: gives the scores ``(B,)`` of B rows.
     """
+    import torch
+
     scores = np.empty(len(lengths), dtype=np.float32)
-    for rows in pack(lengths, max_tokens):
-        scores[rows] = forward(rows).float().cpu().numpy()
+    with torch.inference_mode():
+        for rows in pack(lengths, max_tokens):
+            scores[rows] = forward(rows).float().cpu().numpy()
     return scores
 
 
@@ -73,6 +78,8 @@ def score_candidates(
     Raises:
         InputError: the teacher gave a score that is not a finite number.
     """
+    import torch
+
     query, position = np.nonzero(candidates.passages >= 0)
     query_texts = [queries[int(q)] for q in query]
     used, inverse = np.unique(candidates.passages[query, position], return_inverse=True)
