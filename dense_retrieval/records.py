@@ -75,6 +75,14 @@ def read_table(path: Path) -> Dataset:
     return Dataset.from_file(str(path))
 
 
+def read_column(path: Path, name: str) -> list[Any]:
+    """One column of a table. pyarrow reads it alone: a run with nothing to compute is spared to load datasets."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
+        return stream.read_all()[name].to_pylist()
+
+
 class _Arrays:
     """A dataclass of numpy arrays, saved as one ``.npz``."""
 
