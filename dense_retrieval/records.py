@@ -76,7 +76,7 @@ def read_table(path: Path) -> Dataset:
 
 
 def read_column(path: Path, name: str) -> list[Any]:
-    """One column of a table. pyarrow reads it alone: a run with nothing to compute is spared to load datasets."""
+    """One column of a table, read by pyarrow alone, which is imported sooner than datasets."""
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:

@@ -23,7 +23,7 @@ from dense_retrieval.evaluation import report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED
 from dense_retrieval.pipeline import Labels, Part
-from dense_retrieval.records import CandidateList, Qrels, read_column
+from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
@@ -92,9 +92,8 @@ def main(config: Config) -> float:
         rows[title] = _reported(store, chain, title, measured, folder / title, facts, name)
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
-        asked = store.open(chain.tests[title]).path / "queries.arrow"
-        lines_ = measured.by_query(read_column(asked, "id"), read_column(asked, "text"))
-        tracker.table(f"{title} queries".strip(), *lines_)
+        asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
+        tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
     lengths = config.evaluation.query_length, config.student.passage_length
     card = report.model_card(settings, rows, shared)
     report.copy_model(training / "model", folder / "model", card, *lengths)
@@ -141,8 +140,16 @@ def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step
     rankings = {name: store.load(step) for name, step in systems.items()}
     evaluation = chain.parts[title].c.evaluation
     some = {name: evaluation.headroom_queries for name in systems if name.startswith("teacher")}
-    qrels = Qrels.load(store.open(chain.tests[title]).path / "qrels.npz")
-    return measure(qrels, rankings, evaluation.metrics, some)
+    return measure(_qrels(store, chain.tests[title]), rankings, evaluation.metrics, some)
+
+
+# Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.
+def _column(store: Store, step: Step[Any], table: str, name: str) -> list[Any]:
+    return read_column(store.open(step).path / f"{table}.arrow", name)
+
+
+def _qrels(store: Store, step: Step[TestSet]) -> Qrels:
+    return Qrels.load(store.open(step).path / "qrels.npz")
 
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
@@ -167,16 +174,12 @@ def _reported(
 ) -> list[table.SystemRow]:
     """Write what there is of a corpus, and show its table."""
     part, labels = chain.parts[title], chain.labels[title]
-    tested, by_type = store.open(chain.tests[title]).path, {}
+    by_type = {}
     if part.by_type:
-        of_heldout = store.open(part.by_type).path
         store.build(*chain.by_type[title].values())
         rankings = {system: store.load(step) for system, step in chain.by_type[title].items()}
-        qrels, types = (
-            Qrels.load(of_heldout / "qrels.npz"),
-            read_column(of_heldout / "queries.arrow", "querytype"),
-        )
-        by_type = measure(qrels, rankings, part.c.evaluation.metrics, {}).by_type(types)
+        of_heldout = measure(_qrels(store, part.by_type), rankings, part.c.evaluation.metrics, {})
+        by_type = of_heldout.by_type(_column(store, part.by_type, "queries", "querytype"))
     main = {"corpus": part.corpus, "queries": part.queries, "candidates": labels.candidates}
     main |= {"scores": labels.scores, "groups": labels.groups, "training": chain.student}
     facts |= {
@@ -186,9 +189,9 @@ def _reported(
     }
     folder.mkdir(exist_ok=True)
     rows = measured.rows
-    files = tested / "queries.arrow", store.open(part.corpus).path / "passages.arrow"
-    ids = (read_column(file, "id") for file in files)
-    report.write(folder, *ids, measured.rankings, measured.values, rows, facts)
+    queries = _column(store, chain.tests[title], "queries", "id")
+    passages = _column(store, part.corpus, "passages", "id")
+    report.write(folder, queries, passages, measured.rankings, measured.values, rows, facts)
     Console().print(table.terminal(rows, f"{name} {title}".strip()))
     if by_type:
         Console().print(table.by_querytype(by_type, "synthetic queries of held-out passages"))

@@ -73,7 +73,8 @@ def main() -> None:
         "--cache-dir", type=Path, help="default: a new one, filled first, which takes minutes"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", help="of another run than the default one")
+    given = parser.parse_intermixed_args()
     checkouts = [OURS, given.against.resolve()]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -82,7 +83,7 @@ def main() -> None:
         def cost(which: int, name: str) -> Cost:
             output = tempfile.mkdtemp(dir=folder)  # a run in a finished one's folder would do nothing
             where = [f"cache_dir={cache}", f"hydra.run.dir={output}"]
-            return run(checkouts[which], [*COMMANDS[name], *where], folder)
+            return run(checkouts[which], [*COMMANDS[name], *given.overrides, *where], folder)
 
         for which in range(len(checkouts)):  # after this all is in the cache, and compiled
             cost(which, "cached run")
