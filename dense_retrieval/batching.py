@@ -1,10 +1,14 @@
 """The one place where work of unequal length is cut into padded batches."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def pack(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
@@ -34,6 +38,8 @@ def pack(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
 
 def pad(sequences: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:
     """Right-padded ``input_ids`` and ``attention_mask``, both ``(B, T)`` int64."""
+    import torch
+
     width = max(len(s) for s in sequences)
     ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)

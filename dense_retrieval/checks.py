@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -51,8 +50,11 @@ def check(config: Any) -> None:
         raise InputError(f"precision={precision} is unknown; use 32-true or bf16-mixed")
     if device not in (None, "auto", "cpu") and not device.startswith("cuda"):
         raise InputError(f"device={device} is unknown; use cpu, cuda or auto")
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device={device}: torch finds no such GPU here; use cpu or auto")
+    if device is not None and device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(f"device={device}: torch finds no such GPU here; use cpu or auto")
 
 
 def _check_numbers(node: DictConfig, prefix: str) -> None:

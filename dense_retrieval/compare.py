@@ -4,23 +4,25 @@ Runs that differ in their seed only are averaged. Every line is tested against a
 queries. Left in the output folder: a page for the browser, and the tables as Markdown, LaTeX and CSV.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
 from dense_retrieval import plan, sweep
-from dense_retrieval.comparison import tables
-from dense_retrieval.comparison.comparison import Comparison
-from dense_retrieval.comparison.runs import find, read_all
 from dense_retrieval.evaluation.table import UNTUNED
 from dense_retrieval.records import InputError
 from dense_retrieval.tracking import Tracker
+
+if TYPE_CHECKING:
+    from dense_retrieval.comparison.comparison import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, lis
     Raises:
         InputError: no such folder, no finished run, no such baseline.
     """
+    from dense_retrieval.comparison.comparison import Comparison
+    from dense_retrieval.comparison.runs import find, read_all
+
     runs, problems = read_all(find(paths))
     if problems and not runs:
         raise InputError(f"there is no finished run to compare: {next(iter(problems.values()))}")
@@ -44,7 +49,7 @@ def write_comparison(paths: list[Path], output: Path, baseline: str = UNTUNED) -
     Raises:
         InputError: as :func:`compare`.
     """
-    from dense_retrieval.comparison import page  # its charts take as long to load as a small run to start
+    from dense_retrieval.comparison import page, tables
 
     comparison, problems = compare(paths, baseline)
     console = Console()

@@ -195,7 +195,15 @@ GROUPS: dict[str, dict[str, type]] = {
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)
 # Cached: a sweep's jobs, which have overrides of their own, get the name that the sweep has.
 OmegaConf.register_new_resolver("sweep_name", sweep.name, replace=True, use_cache=True)
+
+
+def _not_copied(memo: object) -> ConfigStore:
+    """For --help Hydra copies all schemas a hundred times, though it copies again whatever it takes from them."""
+    return ConfigStore.instance()
+
+
 _store = ConfigStore.instance()
+setattr(_store, "__deepcopy__", _not_copied)  # noqa: B010
 _store.store(name="schema", node=Config)
 _store.store(name="teacher_training_schema", node=TeacherTraining)
 for _group, _schemas in GROUPS.items():

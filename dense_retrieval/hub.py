@@ -1,23 +1,20 @@
 """Model folders: a local path as it is, a Hugging Face hub name downloaded, and what transformers reads there."""
 
+from __future__ import annotations
+
 import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from typing import TYPE_CHECKING, Any
 
 from dense_retrieval.records import InputError
 
-transformers.utils.logging.set_verbosity_error()  # it narrates
-transformers.utils.logging.disable_progress_bar()
+if TYPE_CHECKING:
+    import torch
+
 logging.getLogger("httpx").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks for it
 
@@ -48,6 +45,8 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     """
     folder = Path(name)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
         except Exception as error:  # the hub's errors share no base class
@@ -112,6 +111,8 @@ def transformer_folder(folder: Path, named: str, *after: str) -> Path:
 def load_config(folder: Path, named: str, trust_remote_code: bool = False) -> Any:
     """transformers' configuration of a model; InputError where it cannot be loaded."""
     with _one_line(named, "AutoConfig"):
+        from transformers import AutoConfig
+
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
@@ -122,7 +123,7 @@ def load_model(
     *,
     new: tuple[str, ...] = (),
     trust_remote_code: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = "float32",
     **settings: Any,
 ) -> Any:
     """A model of transformers, each of its weights from the folder's safetensors.
@@ -175,12 +176,19 @@ def load_tokenizer(folder: Path, named: str, trust_remote_code: bool = False) ->
             "save the tokenizer beside the weights with save_pretrained()"
         )
     with _one_line(named, "AutoTokenizer"):
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 @contextmanager
 def _one_line(named: str, loader: str) -> Iterator[None]:
     """transformers' complaints as InputErrors."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging as narration
+
+    narration.set_verbosity_error()
+    narration.disable_progress_bar()
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

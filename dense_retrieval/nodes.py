@@ -8,7 +8,6 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -21,7 +20,7 @@ from dense_retrieval.errors import in_one_line
 from dense_retrieval.files import fingerprint
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import Outside, Settings
+from dense_retrieval.stage import Later, Outside, Settings
 from dense_retrieval.sweep import split_overrides
 
 _WEIGHTS = ("path", "revision", "adapter")  # their content is an input
@@ -159,16 +158,24 @@ def outside(setting: str, path: str | None) -> Outside | None:
 class Hardware:
     """Where the work is done; of this only ``bf16`` changes a result."""
 
-    device: str
+    device: Any  # str, as max_tokens not before a stage runs
     bf16: bool
-    max_tokens: int  # padded tokens a forward pass: what fits a CPU's cache, what fills a GPU
+    max_tokens: Any  # int, padded tokens a forward pass: what fits a CPU's cache, what fills a GPU
     memos: Path  # folder of the answers and scores that are never computed twice
 
 
 def hardware(c: Config) -> Hardware:
-    device = c.device if c.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    fills = 65_536 if device.startswith("cuda") else 2_048
-    return Hardware(device, c.precision == "bf16-mixed", fills, Path(c.cache_dir))
+    wanted = c.device
+
+    def device() -> str:
+        import torch
+
+        return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+    def fills() -> int:
+        return 65_536 if device().startswith("cuda") else 2_048
+
+    return Hardware(Later(device), c.precision == "bf16-mixed", Later(fills), Path(c.cache_dir))
 
 
 def token_limits(c: Config) -> tuple[int, int | None]:

@@ -4,13 +4,14 @@ The order of the lines is the order of the work: a corpus and its queries, their
 the student, its rankings. Everything is a step, which a :class:`~dense_retrieval.store.Store` builds.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -44,6 +45,9 @@ from dense_retrieval.student.tokens import Tokens, mixture_tokens, tokens
 from dense_retrieval.teacher.scores import scores
 from dense_retrieval.training.temperatures import temperatures
 from dense_retrieval.training.train import train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")

@@ -15,31 +15,51 @@ groups              :class:`Groups`, one ``.npz``
 ==================  ======================================================================
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-import pyarrow
-from datasets import Dataset, Features, Value
 
-datasets.disable_progress_bars()
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message names it and the remedy, in one line."""
 
 
-PASSAGES = Features({"id": Value("string"), "title": Value("string"), "text": Value("string")})
-QUERIES = Features(
-    {"id": Value("string"), "text": Value("string"), "querytype": Value("string"), "source": Value("int64")}
-)
+# Columns of the tables, by name the type.
+PASSAGES = {"id": "string", "title": "string", "text": "string"}
+QUERIES = {"id": "string", "text": "string", "querytype": "string", "source": "int64"}
 # As written: "finish" says whether the answer ended ("stop") or was cut ("length").
-RAW_QUERIES = Features(QUERIES | {"finish": Value("string")})
+RAW_QUERIES = QUERIES | {"finish": "string"}
+
+
+def features(kinds: Mapping[str, str]) -> Features:
+    """Column types such as :data:`QUERIES`, as datasets wants them."""
+    from datasets import Features, Value
+
+    return Features({name: Value(kind) for name, kind in kinds.items()})
+
+
+def table(columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> Dataset:
+    """A table in memory; ``kinds`` are the types of its columns, such as :data:`QUERIES`."""
+    from datasets import Dataset
+
+    return Dataset.from_dict(dict(columns), features(kinds))
 
 
 def write_table(table: Dataset, path: Path) -> None:
     """An Arrow stream, which is read memory-mapped and without a copy of it."""
+    import pyarrow
+
     with (
         pyarrow.OSFile(str(path), "wb") as sink,
         pyarrow.ipc.new_stream(sink, table.features.arrow_schema) as out,
@@ -50,7 +70,17 @@ def write_table(table: Dataset, path: Path) -> None:
 
 def read_table(path: Path) -> Dataset:
     """A memory-mapped table."""
+    from datasets import Dataset
+
     return Dataset.from_file(str(path))
+
+
+def read_column(path: Path, name: str) -> list[Any]:
+    """One column of a table, read by pyarrow alone, which is imported sooner than datasets."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
+        return stream.read_all()[name].to_pylist()
 
 
 class _Arrays:
@@ -95,7 +125,7 @@ class Corpus:
             self.qrels[split].save(folder / f"qrels-{split}.npz")
 
     @classmethod
-    def load(cls, folder: Path) -> "Corpus":
+    def load(cls, folder: Path) -> Corpus:
         splits = sorted(p.stem.removeprefix("qrels-") for p in folder.glob("qrels-*.npz"))
         return cls(
             read_table(folder / "passages.arrow"),
@@ -119,11 +149,11 @@ class TestSet:
         self.qrels.save(folder / "qrels.npz")
 
     @classmethod
-    def load(cls, folder: Path) -> "TestSet":
+    def load(cls, folder: Path) -> TestSet:
         return cls(read_table(folder / "queries.arrow"), Qrels.load(folder / "qrels.npz"))
 
     @classmethod
-    def of_sources(cls, queries: Dataset) -> "TestSet":
+    def of_sources(cls, queries: Dataset) -> TestSet:
         """Synthetic queries, each of which is to find the passage that it was made from."""
         rows = np.arange(len(queries))
         source = np.array(queries["source"], dtype=np.int64)
@@ -140,7 +170,7 @@ class CandidateList(_Arrays):
     passages: np.ndarray  # (Q, K) int64, passage rows
     scores: np.ndarray  # (Q, K) float32, retriever or teacher scores
 
-    def ranked(self) -> "CandidateList":
+    def ranked(self) -> CandidateList:
         """The same lists sorted by score, best first; ties keep their order."""
         order = np.argsort(-self.scores, axis=1, kind="stable")
         return CandidateList(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -24,7 +23,7 @@ from dense_retrieval.evaluation import report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED
 from dense_retrieval.pipeline import Labels, Part
-from dense_retrieval.records import CandidateList
+from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
@@ -36,9 +35,6 @@ log = logging.getLogger(__name__)
 @command("config", Config)
 def main(config: Config) -> float:
     """One run; returns the tuned student's main metric."""
-    # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
-    # before torch starts its threads, which take it over.
-    torch.set_flush_denormal(True)
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     if config.plan:
@@ -55,6 +51,12 @@ def main(config: Config) -> float:
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
     store = Store(Path(config.cache_dir))
     chain = describe(config, tracker.log)
+    if not all(map(store.has, chain.steps)):
+        import torch
+
+        # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
+        # before torch starts its threads, which take it over.
+        torch.set_flush_denormal(True)
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
@@ -90,7 +92,8 @@ def main(config: Config) -> float:
         rows[title] = _reported(store, chain, title, measured, folder / title, facts, name)
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
-        tracker.table(f"{title} queries".strip(), *measured.by_query(store.load(chain.tests[title]).queries))
+        asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
+        tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
     lengths = config.evaluation.query_length, config.student.passage_length
     card = report.model_card(settings, rows, shared)
     report.copy_model(training / "model", folder / "model", card, *lengths)
@@ -137,7 +140,16 @@ def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step
     rankings = {name: store.load(step) for name, step in systems.items()}
     evaluation = chain.parts[title].c.evaluation
     some = {name: evaluation.headroom_queries for name in systems if name.startswith("teacher")}
-    return measure(store.load(chain.tests[title]), rankings, evaluation.metrics, some)
+    return measure(_qrels(store, chain.tests[title]), rankings, evaluation.metrics, some)
+
+
+# Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.
+def _column(store: Store, step: Step[Any], table: str, name: str) -> list[Any]:
+    return read_column(store.open(step).path / f"{table}.arrow", name)
+
+
+def _qrels(store: Store, step: Step[TestSet]) -> Qrels:
+    return Qrels.load(store.open(step).path / "qrels.npz")
 
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
@@ -162,12 +174,12 @@ def _reported(
 ) -> list[table.SystemRow]:
     """Write what there is of a corpus, and show its table."""
     part, labels = chain.parts[title], chain.labels[title]
-    tested, by_type = store.load(chain.tests[title]), {}
+    by_type = {}
     if part.by_type:
-        of_heldout = store.load(part.by_type)
         store.build(*chain.by_type[title].values())
         rankings = {system: store.load(step) for system, step in chain.by_type[title].items()}
-        by_type = measure(of_heldout, rankings, part.c.evaluation.metrics, {}).by_type(of_heldout.queries)
+        of_heldout = measure(_qrels(store, part.by_type), rankings, part.c.evaluation.metrics, {})
+        by_type = of_heldout.by_type(_column(store, part.by_type, "queries", "querytype"))
     main = {"corpus": part.corpus, "queries": part.queries, "candidates": labels.candidates}
     main |= {"scores": labels.scores, "groups": labels.groups, "training": chain.student}
     facts |= {
@@ -177,8 +189,9 @@ def _reported(
     }
     folder.mkdir(exist_ok=True)
     rows = measured.rows
-    ids = tested.queries["id"], store.load(part.corpus).passages["id"]
-    report.write(folder, *ids, measured.rankings, measured.values, rows, facts)
+    queries = _column(store, chain.tests[title], "queries", "id")
+    passages = _column(store, part.corpus, "passages", "id")
+    report.write(folder, queries, passages, measured.rankings, measured.values, rows, facts)
     Console().print(table.terminal(rows, f"{name} {title}".strip()))
     if by_type:
         Console().print(table.by_querytype(by_type, "synthetic queries of held-out passages"))

@@ -4,6 +4,8 @@ BM25, the untuned and the tuned student stand beside each other. A run, or its `
 run's settings, another model's folder with those of the overrides (``data=fiqa student=bge_base``).
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -11,10 +13,9 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,7 +28,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from dense_retrieval import pipeline
-from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.checks import check
 from dense_retrieval.config import CONF
@@ -37,7 +37,9 @@ from dense_retrieval.nodes import bm25_settings
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import Outside
 from dense_retrieval.store import Store
-from dense_retrieval.student.bi_encoder import BiEncoder
+
+if TYPE_CHECKING:
+    from dense_retrieval.student.bi_encoder import BiEncoder
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ def results(
     Raises:
         InputError: no such model or run; a mixture without ``data=`` of one corpus.
     """
+    from dense_retrieval.candidates.bm25 import BM25
+
     model, overrides = _model_of(folder, overrides)
     with initialize_config_dir(CONF, version_base=None):
         config: Any = compose("config", overrides=overrides)
@@ -149,13 +153,15 @@ def _is_harmless(override: Override) -> bool:
     return override.package is None and not (code or elsewhere or "{" in str(override.input_line))
 
 
-@torch.inference_mode()
 def _embed(student: BiEncoder, query: str) -> np.ndarray:
     """``(1, D)``"""
+    import torch
+
     tokens = student.tokenizer(
         student.query_prefix + query, truncation=True, max_length=student.query_length, return_tensors="pt"
     )
-    return student.eval()(tokens["input_ids"], tokens["attention_mask"]).numpy()
+    with torch.inference_mode():
+        return student.eval()(tokens["input_ids"], tokens["attention_mask"]).numpy()
 
 
 def _best(found: CandidateList, texts: Any) -> list[tuple[float, str]]:

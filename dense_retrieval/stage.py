@@ -11,6 +11,9 @@
 
 The signature is the key: positional arguments are inputs, keyword arguments are settings, and those named in
 ``speed`` do not count. A function cannot read what it does not declare, so its key forgets nothing.
+
+A command describes all of its stages, and mostly runs few. So modules of stages import no library that takes long
+to load: torch, transformers, datasets and the like are imported by the functions that compute with them.
 """
 
 import functools
@@ -19,6 +22,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -109,6 +113,13 @@ class Settings(dict[str, Any]):
         self.keyed = dict(keyed)
 
 
+@dataclass(frozen=True)
+class Later:
+    """A ``speed`` setting that is found when the stage runs: to ask for a GPU, torch must be loaded."""
+
+    find: Callable[[], Any]
+
+
 class Step(Folder[T_co]):
     """A stage with its inputs and settings: a name for its artifact, whether that is built or not."""
 
@@ -168,7 +179,8 @@ class Step(Folder[T_co]):
                 return {name: placed(item) for name, item in value.items()}
             return built(value) if isinstance(value, Step | Member) else value
 
-        return self.stage.function(folder, *map(placed, self.arguments.values()), **self.settings)
+        settings = {name: v.find() if isinstance(v, Later) else v for name, v in self.settings.items()}
+        return self.stage.function(folder, *map(placed, self.arguments.values()), **settings)
 
 
 def reachable(steps: Iterable[Step[Any]]) -> dict[str, Step[Any]]:

@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import wandb
-from requests.utils import get_netrc_auth
-
 log = logging.getLogger(__name__)
 
 _SECONDS_TO_CONNECT = 15
@@ -35,6 +32,8 @@ class Tracker:
         self.run: Any = None
         if not enabled:
             return
+        import wandb
+
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         for attempt in dict.fromkeys([mode, "offline"]):
             try:
@@ -71,19 +70,28 @@ class Tracker:
         self._try(lambda: self.run.log(dict(values), step=step))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self._try(
-            lambda: self.run.log(
-                {name: wandb.Table(list(columns), [*map(list, rows)], allow_mixed_types=True)}
-            )
-        )
+        def upload() -> None:
+            import wandb
+
+            table = wandb.Table(list(columns), [*map(list, rows)], allow_mixed_types=True)
+            self.run.log({name: table})
+
+        self._try(upload)
 
     def page(self, name: str, html: str) -> None:
-        self._try(lambda: self.run.log({name: wandb.Html(html, inject=False, data_is_not_path=True)}))
+        def upload() -> None:
+            import wandb
+
+            self.run.log({name: wandb.Html(html, inject=False, data_is_not_path=True)})
+
+        self._try(upload)
 
     def model(self, folder: Path) -> None:
         """The model as an artifact, by the run's name."""
 
         def upload() -> None:
+            import wandb
+
             artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", self.run.name), type="model")
             artifact.add_dir(str(folder))
             self.run.log_artifact(artifact)
@@ -97,5 +105,7 @@ class Tracker:
 
 
 def _has_key() -> bool:
+    from requests.utils import get_netrc_auth
+
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(host))

@@ -8,7 +8,7 @@ import pandas
 import yaml
 from datasets import Dataset
 
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels, features
 
 METRICS = ("nDCG@10", "R@100", "RR@10", "AP@100")
 
@@ -53,7 +53,10 @@ def with_facts(folder) -> None:
     asked = {"id": queries, "text": [f"what is {q}?" for q in queries]}
     asked |= {"querytype": ["human"] * 12, "source": [0] * 12}
     judged = Qrels(np.arange(12), np.zeros(12, np.int64), np.ones(12, np.int64))
-    tables_ = Dataset.from_dict(passages, PASSAGES), {"test": Dataset.from_dict(asked, QUERIES)}
+    tables_ = (
+        Dataset.from_dict(passages, features(PASSAGES)),
+        {"test": Dataset.from_dict(asked, features(QUERIES))},
+    )
     (folder / "cache").mkdir()
     Corpus(*tables_, {"test": judged}, np.array([1])).save(folder / "cache")
     for number, loss in enumerate(["infonce", "listwise"]):

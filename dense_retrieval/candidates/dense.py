@@ -2,7 +2,6 @@
 
 import logging
 
-import faiss
 import numpy as np
 from rich.progress import track
 
@@ -25,6 +24,8 @@ def search(queries: np.ndarray, passages: np.ndarray, k: int, device: str = "cpu
         ``(Q, k)``; padded where the corpus has fewer passages. Equal scores are ordered by row; which
         of several passages equal to the k-th are left out is FAISS's choice.
     """
+    import faiss
+
     queries = np.ascontiguousarray(queries)
     resources = faiss.StandardGpuResources() if device.startswith("cuda") and faiss.get_num_gpus() else None
     best = CandidateList(

@@ -1,17 +1,20 @@
 """The stage that finds candidates for the training queries."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.candidates import filters, fusion
-from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.records import CandidateList, Corpus
 from dense_retrieval.stage import Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def load_candidates(folder: Path) -> CandidateList:
@@ -51,6 +54,8 @@ def candidates(
         query_embeddings, passage_embeddings: of the student that searches; None where BM25 searches alone.
         bm25: its arguments, or None.
     """
+    from dense_retrieval.candidates.bm25 import BM25
+
     asked = queries.load()
     lists = []
     if bm25:

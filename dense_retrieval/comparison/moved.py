@@ -1,15 +1,19 @@
 """The queries that tuning moved most, with what was found for them before and after."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.lines import Line
 from dense_retrieval.records import Corpus
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 EACH = 4  # queries that gained most, and that lost most
 SHOWN = 5  # passages of a ranking

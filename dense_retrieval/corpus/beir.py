@@ -9,6 +9,8 @@
 Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
 """
 
+from __future__ import annotations
+
 import hashlib
 import http.client
 import logging
@@ -17,16 +19,19 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from huggingface_hub import snapshot_download
 from rich.progress import wrap_file
 
 from dense_retrieval.corpus import archive, judgements
 from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.corpus.text import passage_text
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, features
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +152,8 @@ def read_named(
 
 def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[Dataset, dict[str, int]]:
     """``corpus`` or ``queries`` as a table, streamed, and the row of each id."""
+    from datasets import Dataset
+
     file = next((f for f in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz") if f.is_file()), None)
     if file is None:
         raise InputError(
@@ -176,7 +183,7 @@ def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[
     with tempfile.TemporaryDirectory() as arrow:
         try:
             table = Dataset.from_generator(
-                records, features=PASSAGES if passages else QUERIES, cache_dir=arrow
+                records, features=features(PASSAGES if passages else QUERIES), cache_dir=arrow
             )
         except Exception as error:  # datasets wraps what the generator raised, and refuses no rows
             if isinstance(error.__cause__, InputError):

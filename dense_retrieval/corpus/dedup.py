@@ -1,18 +1,23 @@
 """Passages that say no more than another one says: step 1 of arXiv 2505.19274."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from rich.progress import Progress, TaskID
 
 from dense_retrieval.corpus.text import without_title
 from dense_retrieval.records import Corpus
 from dense_retrieval.stage import Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CHARACTERS = 2048  # of a passage that are compared
 MIN_CHARACTERS = 10  # a comparable text shorter than this says nothing

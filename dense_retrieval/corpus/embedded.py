@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.corpus.text import passage_text
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, Qrels, table
 
 _FOLDER = Path(__file__).parent / "wikivital"
 
@@ -86,13 +85,13 @@ def _corpus(
     }
     queries, qrels = {}, {}
     for split, rows in described.items():
-        table = {
+        columns = {
             "id": [f"description-{articles[row]['_id']}" for row in rows],
             "text": [articles[row]["description"] for row in rows],
             "querytype": ["human"] * len(rows),
             "source": rows,
         }
-        queries[split] = Dataset.from_dict(table, QUERIES)
+        queries[split] = table(columns, QUERIES)
         ones = np.ones(len(rows), dtype=np.int64)
         qrels[split] = Qrels(np.arange(len(rows)), np.array(rows, dtype=np.int64), ones)
-    return Corpus(Dataset.from_dict(passages, PASSAGES), queries, qrels, heldout)
+    return Corpus(table(passages, PASSAGES), queries, qrels, heldout)

@@ -1,13 +1,18 @@
 """Qrels files: BEIR's ``.tsv`` and mteb's ``.jsonl``."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.corpus.lines import json_objects, text_lines
 from dense_retrieval.records import InputError, Qrels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MAX_GRADE = 1000  # trec_eval's memory grows with the largest, and near 2^31 all its metrics become 0
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.evaluation import table
 from dense_retrieval.evaluation.evaluate import per_query
 from dense_retrieval.evaluation.rank import headroom_rows
 from dense_retrieval.evaluation.table import UNTUNED
-from dense_retrieval.records import CandidateList, TestSet
+from dense_retrieval.records import CandidateList, Qrels
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,20 @@ class Measured:
         """A line a system, compared with the untuned student."""
         return table.rows(self.values, UNTUNED)
 
-    def by_query(self, queries: Dataset) -> tuple[list[str], list[list]]:
-        """Columns and lines of a table: a line a judged query, its main metric by system."""
+    def by_query(self, ids: Sequence[str], texts: Sequence[str]) -> tuple[list[str], list[list]]:
+        """Columns and lines of a table: a line a judged query, its main metric by system.
+
+        Args:
+            ids, texts: of the Q queries.
+        """
         values = [next(iter(of_system.values())) for of_system in self.values.values()]
         judged = np.flatnonzero(~np.isnan(values[0])).tolist()
-        ids, texts = queries["id"][:], queries["text"][:]
         lines = [[ids[row], texts[row], *(v[row] for v in values)] for row in judged]
         return ["query", "text", *self.values], lines
 
-    def by_type(self, queries: Dataset) -> dict[str, list[table.SystemRow]]:
-        """Query type -> a line a system."""
-        types = np.array(queries["querytype"])
+    def by_type(self, querytypes: Sequence[str]) -> dict[str, list[table.SystemRow]]:
+        """Query type -> a line a system; of Q types, one a query."""
+        types = np.array(querytypes)
         of_type = {
             kind: {name: {m: v[types == kind] for m, v in of.items()} for name, of in self.values.items()}
             for kind in np.unique(types).tolist()
@@ -47,7 +49,7 @@ class Measured:
 
 
 def measure(
-    tested: TestSet,
+    qrels: Qrels,
     rankings: Mapping[str, CandidateList],
     metrics: Sequence[str],
     some: Mapping[str, int | None],
@@ -60,6 +62,6 @@ def measure(
     """
     values = {}
     for name, ranking in rankings.items():
-        rows = headroom_rows(tested.qrels, some[name]) if name in some else None
-        values[name] = per_query(ranking, tested.qrels, metrics, rows)
+        rows = headroom_rows(qrels, some[name]) if name in some else None
+        values[name] = per_query(ranking, qrels, metrics, rows)
     return Measured(dict(rankings), values)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from dense_retrieval.candidates import filters
-from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.evaluation.evaluate import DEPTH
 from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
@@ -39,6 +38,8 @@ def bm25_ranking(
         bm25: its arguments.
         drop_self_matches: no query finds the passage that has its id.
     """
+    from dense_retrieval.candidates.bm25 import BM25
+
     loaded, queries = corpus.load(), tested.load().queries
     found = BM25(loaded.passages["text"], **bm25).search(queries["text"], k)
     if drop_self_matches:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.evaluation import evaluate, table
 from dense_retrieval.files import written_through
@@ -32,6 +31,9 @@ def write(
         rankings, values: system name -> its ranking, and metric -> ``(Q,)`` values.
         facts: what else ``metrics.json`` says: yields, temperatures, training.
     """
+    import pyarrow
+    from pyarrow import parquet
+
     metrics = {"systems": {row.system: asdict(row) for row in rows}} | dict(facts)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     (folder / "results.md").write_text(table.markdown(list(rows)))
@@ -46,7 +48,7 @@ def write(
             columns[metric] += of_system[metric][rows_].tolist()
         tag = name.split(" (")[0].replace(" ", "_")
         evaluate.write_run(folder / f"{tag}.trec", rankings[name], query_ids, passage_ids, tag)
-    Dataset.from_dict(columns).to_parquet(folder / "per_query.parquet")
+    parquet.write_table(pyarrow.table(columns), folder / "per_query.parquet")
 
 
 def yields(counts: Mapping[str, Mapping[str, Any]]) -> str:

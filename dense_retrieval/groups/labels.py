@@ -1,18 +1,22 @@
 """From scored candidate lists to training groups: the teacher's filter, labels, train and dev."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.queries import human
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher.ensemble import percentile_range, unit_scale
 from dense_retrieval.teacher.scores import scored_later
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)

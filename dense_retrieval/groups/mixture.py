@@ -1,16 +1,20 @@
 """Several corpora's groups as one set of groups."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.groups.labels import load_groups
 from dense_retrieval.records import Corpus, Groups
 from dense_retrieval.stage import Counted, Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def _sums(parts: list[Counted], **_: Any) -> dict[str, float]:

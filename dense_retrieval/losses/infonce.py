@@ -1,13 +1,15 @@
 """InfoNCE with in-batch and hard negatives, and id-based masks for false negatives."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dense_retrieval.losses import temperature
 from dense_retrieval.losses.similarities import Similarities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class InfoNCE:
         temperature.check("loss.infonce_temperature", self.temperature)
 
     def __call__(self, of: Similarities) -> Tensor:
+        import torch
+        from torch.nn.functional import cross_entropy
+
         logits = of.in_batch / self.temperature
         negatives = logits + of.multiplicity.to(logits.dtype).log()
         negatives = negatives.index_put((of.masked[:, 0], of.masked[:, 1]), logits.new_tensor(-torch.inf))

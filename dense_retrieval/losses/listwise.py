@@ -1,12 +1,16 @@
 """Listwise distillation: the student's distribution over a query's passages towards the teacher's."""
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dense_retrieval.losses import temperature
 from dense_retrieval.losses.similarities import Similarities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Listwise:
         temperature.check("loss.student_temperature", self.student_temperature, automatic=True)
         temperature.check("loss.teacher_temperature", self.teacher_temperature, automatic=True)
 
-    def found(self, student: float, teacher: float) -> "Listwise":
+    def found(self, student: float, teacher: float) -> Listwise:
         return replace(
             self,
             student_temperature=student if self.student_temperature == "auto" else self.student_temperature,
@@ -39,7 +43,7 @@ class Listwise:
     def __call__(self, of: Similarities) -> Tensor:
         s = of.candidates.double() / float(self.student_temperature)
         t = of.teacher.double() / float(self.teacher_temperature)
-        log_p, log_q = t.log_softmax(1), s.masked_fill(of.padding, -torch.inf).log_softmax(1)
+        log_p, log_q = t.log_softmax(1), s.masked_fill(of.padding, -math.inf).log_softmax(1)
         # 0 * (-inf - -inf) is NaN: both sides are set to 0 at padding, which is the limit.
         difference = (log_p - log_q).masked_fill(of.padding, 0.0)
         return (log_p.exp() * difference).sum(1).mean()

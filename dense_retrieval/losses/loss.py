@@ -1,16 +1,18 @@
 """The training loss: a weighted sum of terms."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dense_retrieval.losses import temperature
 from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Term(Protocol):
@@ -60,7 +62,7 @@ class Loss:
     def active(self) -> dict[str, Term]:
         return {name: term for name, term in self.terms.items() if term.weight}
 
-    def found(self, student: float, teacher: float) -> "Loss":
+    def found(self, student: float, teacher: float) -> Loss:
         """With these temperatures wherever there is "auto"."""
         terms = {
             name: term.found(student, teacher) if hasattr(term, "found") else term
@@ -70,6 +72,8 @@ class Loss:
 
     def __call__(self, of: Similarities) -> dict[str, Tensor]:
         """The active terms by name, and their weighted sum as ``loss``."""
+        import torch
+
         terms = {name: term(of) for name, term in self.active.items()}
         weighted = [self.terms[name].weight * term for name, term in terms.items()]
         return terms | {"loss": torch.stack(weighted).sum()}

@@ -1,11 +1,15 @@
 """Margin-MSE: the student's margins towards the teacher's."""
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dense_retrieval.losses import temperature
 from dense_retrieval.losses.similarities import Similarities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class MarginMSE:
     def __post_init__(self) -> None:
         temperature.check("loss.terms.margin_mse.scale", self.scale, automatic=True)
 
-    def found(self, student: float, teacher: float) -> "MarginMSE":
+    def found(self, student: float, teacher: float) -> MarginMSE:
         return replace(self, scale=teacher / student) if self.scale == "auto" else self
 
     def __call__(self, of: Similarities) -> Tensor:

@@ -1,12 +1,15 @@
 """RankNet: each pair of a query's candidates in the teacher's order."""
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import softplus
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dense_retrieval.losses import temperature
 from dense_retrieval.losses.similarities import Similarities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class RankNet:
     def __post_init__(self) -> None:
         temperature.check("loss.terms.ranknet.temperature", self.temperature, automatic=True)
 
-    def found(self, student: float, teacher: float) -> "RankNet":
+    def found(self, student: float, teacher: float) -> RankNet:
         return replace(self, temperature=student) if self.temperature == "auto" else self
 
     def __call__(self, of: Similarities) -> Tensor:
+        from torch.nn.functional import softplus
+
         s, t = of.candidates / float(self.temperature), of.teacher
         pairs = (t[:, :, None] > t[:, None, :]) & ~of.padding[:, None, :]
         losses = softplus(s[:, None, :] - s[:, :, None])  # (B, K, K): i, then j

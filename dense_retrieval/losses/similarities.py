@@ -1,10 +1,13 @@
 """What a loss may read of a batch."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Similarities:
     @cached_property
     def candidates(self) -> Tensor:
         """``(B, K)`` each query with its own candidates; of no meaning at padding."""
+        import torch
+
         return torch.einsum("bd,bkd->bk", _exact(self.queries), _exact(self.passages)[self.slots])
 
     @cached_property
@@ -35,8 +40,12 @@ class Similarities:
     @property
     def padding(self) -> Tensor:
         """``(B, K)`` bool: where a list is shorter than K."""
+        import torch
+
         return torch.isneginf(self.teacher)
 
 
 def _exact(embeddings: Tensor) -> Tensor:
+    import torch
+
     return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from dense_retrieval.records import InputError
 
@@ -33,6 +31,8 @@ def teacher_temperature(scores: np.ndarray, source: np.ndarray) -> float:
         so small (under 0.01) that the likelihood is 1 in float64, and the labels are one-hot. Where
         the scores say nothing of the source, or the opposite, it is 10.
     """
+    from scipy.special import log_softmax
+
     scores = scores.astype(np.float64)
     rows = np.arange(len(scores))
     return _least(lambda tau: -log_softmax(scores / tau, axis=1)[rows, source].mean())
@@ -49,6 +49,8 @@ def student_temperature(similarities: np.ndarray, teacher: np.ndarray, teacher_t
     Raises:
         InputError: the teacher has yet to score all of them.
     """
+    from scipy.special import log_softmax
+
     known = ~np.isnan(teacher).any(1)
     if not known.any():
         raise InputError(
@@ -70,6 +72,8 @@ def student_temperature(similarities: np.ndarray, teacher: np.ndarray, teacher_t
 
 def _least(objective: Callable[[float], float]) -> float:
     """The minimum over τ, sought over log τ, in which both objectives have one valley."""
+    from scipy.optimize import minimize_scalar
+
     low, high = np.log(_BOUNDS)
     found = minimize_scalar(lambda x: objective(np.exp(x)), bounds=(low, high), method="bounded")
     return float(np.exp(found.x))

@@ -1,16 +1,20 @@
 """What a language model wrote, turned into a query, or dropped."""
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
 
-from dense_retrieval.records import QUERIES, Corpus, read_table, write_table
+from dense_retrieval.records import QUERIES, Corpus, read_table, table, write_table
 from dense_retrieval.stage import Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # "Here is a question:", "Query:", "Key phrases:", "Question 1:", "1. ", "a) ", "- "
 _CHATTER = re.compile(
@@ -48,7 +52,7 @@ MAX_PHRASES = 5  # of a keyword query
 _WITHOUT_SPACES = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR")  # about two letters a word
 _COPIED_WORDS = 12  # a run of this many words of the passage is a copy
 
-DROPPED = Features(QUERIES | {"reason": Value("string")})
+DROPPED = QUERIES | {"reason": "string"}
 
 
 def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str | None, str]:
@@ -118,10 +122,10 @@ def clean_table(raw: Dataset, passages: Dataset) -> tuple[Dataset, Dataset]:
         if query["finish"] == "context":
             text, reason = None, "longer than the model's context"
         values = query | ({"reason": reason} if text is None else {"text": text})
-        table = dropped if text is None else kept
-        for name, column in table.items():
+        columns = dropped if text is None else kept
+        for name, column in columns.items():
             column.append(values[name])
-    return Dataset.from_dict(kept, QUERIES), Dataset.from_dict(dropped, DROPPED)
+    return table(kept, QUERIES), table(dropped, DROPPED)
 
 
 def counts(raw: Dataset, dropped: Dataset, heldout: np.ndarray) -> dict[str, dict[str, Any]]:

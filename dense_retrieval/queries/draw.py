@@ -1,17 +1,21 @@
 """Which passages queries are made from, and which of the queries are trained on."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
 
 from dense_retrieval.queries import human
 from dense_retrieval.queries.clean import load_queries
 from dense_retrieval.records import Corpus, Groups, InputError, TestSet, write_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -> Dataset:
@@ -95,6 +99,8 @@ def draw_queries(
         untrained: passage rows that none comes from: held-out passages and duplicates.
         synthetic: cleaned.
     """
+    from datasets import concatenate_datasets
+
     parts = [human.from_train_split(corpus.load())] if "human" in types else []
     if synthetic:
         _none_is_lost(json.loads((synthetic.path / "stage.json").read_text())["counts"]["by type"], types)

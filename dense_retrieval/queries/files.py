@@ -1,12 +1,16 @@
 """Queries that somebody made before, from a JSON-lines file."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from datasets import Dataset
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dense_retrieval.corpus.lines import json_objects
-from dense_retrieval.records import RAW_QUERIES, Corpus, InputError, read_table, write_table
+from dense_retrieval.records import RAW_QUERIES, Corpus, InputError, read_table, table, write_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def read(path: str | None, passages: Dataset) -> Dataset:
@@ -47,7 +51,7 @@ def read(path: str | None, passages: Dataset) -> Dataset:
         columns["querytype"].append(querytype)
         columns["source"].append(row_of[passage])
         columns["finish"].append(str(query.get("finish", "stop")))
-    return Dataset.from_dict(columns, RAW_QUERIES)
+    return table(columns, RAW_QUERIES)
 
 
 def load_raw(folder: Path) -> Dataset:

@@ -1,11 +1,16 @@
 """The corpus's own training queries, written by people."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
-from dense_retrieval.records import QUERIES, Corpus, InputError
+from dense_retrieval.records import QUERIES, Corpus, InputError, table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +38,9 @@ def from_train_split(corpus: Corpus) -> Dataset:
     if not new.all():
         log.info("%d human training queries are test queries too: left out", (~new).sum())
     rows, first = rows[new], first[new]
-    table = queries.select(rows).to_dict()
-    table |= {"querytype": ["human"] * len(rows), "source": qrels.passage[order[first]].tolist()}
-    return Dataset.from_dict(table, QUERIES)
+    columns = queries.select(rows).to_dict()
+    columns |= {"querytype": ["human"] * len(rows), "source": qrels.passage[order[first]].tolist()}
+    return table(columns, QUERIES)
 
 
 def _folded(text: str) -> str:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
 from hydra.utils import instantiate
 
 from dense_retrieval.memo import Memo, memo_path, move
@@ -15,7 +13,7 @@ from dense_retrieval.queries.draw import passages as draw_passages
 from dense_retrieval.queries.files import load_raw
 from dense_retrieval.queries.generate import generate, requests
 from dense_retrieval.queries.prompts import Prompt
-from dense_retrieval.records import RAW_QUERIES, Corpus, write_table
+from dense_retrieval.records import RAW_QUERIES, Corpus, table, write_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 # Of a backend's settings those that change an answer: an answer is kept by these.
@@ -104,6 +102,8 @@ def write(
         backend: ``_target_`` and arguments of the :class:`Backend`.
         memos: folder of the answers that are there already.
     """
+    import torch
+
     loaded = corpus.load()
     texts = loaded.passages["text"]
     asked = [
@@ -121,13 +121,13 @@ def write(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     ids = loaded.passages["id"]
-    columns = {
+    columns: dict[str, list] = {
         "id": [f"{ids[int(row)]}-{prompt.querytype}" for row in rows for prompt in asked],
         "text": [answer.text for answer in answers],
         "querytype": [prompt.querytype for _ in rows for prompt in asked],
         "source": [int(row) for row in rows for _ in asked],
         "finish": [answer.finish for answer in answers],
     }
-    raw = Dataset.from_dict(columns, RAW_QUERIES)
+    raw = table(columns, RAW_QUERIES)
     write_table(raw, folder / "raw.arrow")
     return {"queries": len(raw)}

@@ -1,24 +1,26 @@
 """Embeddings of all texts of a table."""
 
+from __future__ import annotations
+
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from rich.progress import Progress
 
 from dense_retrieval.batching import pack
 from dense_retrieval.files import in_shards, remove_shards
 from dense_retrieval.stage import Counts, Folder, stage
-from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens
+
+if TYPE_CHECKING:
+    from dense_retrieval.student.bi_encoder import BiEncoder
 
 _TOKENS_A_SHARD = 20_000_000  # what a kill can cost
 
 
-@torch.inference_mode()
 def encode(
     model: BiEncoder,
     tokens: Tokens,
@@ -38,12 +40,14 @@ def encode(
         bf16: compute under bfloat16 autocast.
         max_tokens: padded tokens a forward pass.
     """
+    import torch
+
     model = model.to(device).eval()
     order = np.argsort(-tokens.lengths, kind="stable")
     shard_of = np.cumsum(tokens.lengths[order]) // _TOKENS_A_SHARD
     parts = np.split(order, np.flatnonzero(np.diff(shard_of)) + 1)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
-    with Progress(transient=True) as progress, autocast:
+    with Progress(transient=True) as progress, autocast, torch.inference_mode():
         bar = progress.add_task(label, total=int(tokens.lengths.sum()))
 
         def embed(rows: np.ndarray) -> np.ndarray:

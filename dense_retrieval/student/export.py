@@ -1,10 +1,15 @@
 """The student as a sentence-transformers folder."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import longest
+
+if TYPE_CHECKING:
+    from dense_retrieval.student.bi_encoder import BiEncoder
 
 
 def export(student: BiEncoder, folder: Path, card: str) -> None:

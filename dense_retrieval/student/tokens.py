@@ -1,18 +1,21 @@
 """Token ids of a table of texts, computed once and memory-mapped."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.progress import Progress
-from torch import Tensor
 
 from dense_retrieval.files import in_shards, remove_shards
 from dense_retrieval.hub import load_tokenizer, read_json, transformer_folder
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEXTS_A_SHARD = 10_000  # what a kill can cost
 
@@ -26,7 +29,7 @@ class Tokens:
         self.pad_id = pad_id
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokens":
+    def load(cls, folder: Path) -> Tokens:
         with np.load(folder / "index.npz") as index:
             offsets, pad_id = index["offsets"], int(index["pad_id"])
         return cls(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"), offsets, pad_id)
@@ -51,6 +54,8 @@ class Tokens:
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Right-padded ``input_ids`` and ``attention_mask`` ``(B, T)``, both int64, of some rows."""
+        import torch
+
         chosen = self.select(rows)
         there = np.arange(chosen.lengths.max()) < chosen.lengths[:, None]
         ids = np.full(there.shape, self.pad_id, dtype=np.int64)

@@ -1,19 +1,21 @@
 """Teacher scores of candidate lists."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from rich.progress import Progress
-from torch import Tensor
 
 from dense_retrieval.batching import pack
-from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.memo import Memo, key
 from dense_retrieval.records import CandidateList, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,6 @@ class Teacher(Protocol):
         """Scores ``(N,)`` float32 of N (query, passage) pairs, higher is more relevant."""
 
 
-@torch.inference_mode()
 def score_batches(
     lengths: np.ndarray, max_tokens: int, forward: Callable[[np.ndarray], Tensor]
 ) -> np.ndarray:
@@ -40,8 +41,12 @@ def score_batches(
         max_tokens: padded tokens a forward pass.
         forward: gives the scores ``(B,)`` of B rows.
     """
+    import torch
+
+    from dense_retrieval.matmul import fastest_matmul
+
     scores = np.empty(len(lengths), dtype=np.float32)
-    with fastest_matmul():
+    with torch.inference_mode(), fastest_matmul():
         for rows in pack(lengths, max_tokens):
             scores[rows] = forward(rows).float().cpu().numpy()
     return scores
@@ -75,6 +80,8 @@ def score_candidates(
     Raises:
         InputError: the teacher gave a score that is not a finite number.
     """
+    import torch
+
     query, position = np.nonzero(candidates.passages >= 0)
     query_texts = [queries[int(q)] for q in query]
     used, inverse = np.unique(candidates.passages[query, position], return_inverse=True)

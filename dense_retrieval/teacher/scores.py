@@ -1,20 +1,23 @@
 """Scores of candidate lists by one teacher, or by several together; and the stage that keeps them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 from hydra.utils import instantiate
 
-from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, Corpus
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher import ensemble
 from dense_retrieval.teacher.score import Teacher, score_candidates
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _FILES = ("path", "adapter")
 
@@ -61,6 +64,8 @@ def score(
         shares: of an ensemble, the weight of each teacher; None is all alike.
         memos: folder of the scores that are there already.
     """
+    from dense_retrieval.candidates.bm25 import BM25
+
     lists, new = [], 0
     for number, teacher in enumerate(teachers):
         if teacher == "student":

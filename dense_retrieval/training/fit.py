@@ -12,14 +12,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_model
 from torch.multiprocessing import ProcessRaisedException
 
 from dense_retrieval.groups.datamodule import GroupsDataModule
 from dense_retrieval.records import InputError
-from dense_retrieval.training.curves import Curves, replay
+from dense_retrieval.training.curves import replay
 from dense_retrieval.training.module import DistillationModule
 from dense_retrieval.training.selection import DevSelection
 
@@ -128,3 +128,20 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is broken, or of another version: remove it, and the training begins anew"
         ) from error
+
+
+class Curves(Logger):
+    """Hands curves on to a function."""
+
+    name = "curves"
+    version = ""
+
+    def __init__(self, log: Callable[[Mapping[str, float], int], None]) -> None:
+        super().__init__()
+        self.log = log
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.log(metrics, step or 0)
+
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
+        pass

@@ -1,15 +1,20 @@
 """The stage that finds the temperatures of the listwise loss that are "auto"."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from dense_retrieval.losses import temperature
 from dense_retrieval.records import CandidateList, Groups
 from dense_retrieval.stage import Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def load_temperatures(folder: Path) -> dict[str, float]:

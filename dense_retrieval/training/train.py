@@ -1,24 +1,23 @@
 """The stage that tunes the student."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from datasets import Dataset
 from hydra.utils import instantiate
 
-from dense_retrieval.groups.datamodule import GroupsDataModule
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.records import Corpus, Groups
 from dense_retrieval.stage import Counted, Counts, Folder, stage
-from dense_retrieval.student.export import export
 from dense_retrieval.student.tokens import Tokens
 from dense_retrieval.teacher.scores import load_teacher
-from dense_retrieval.training.fit import fit
-from dense_retrieval.training.module import DistillationModule, ScoredLater
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SPEED = ("chunk_tokens", "graph_tokens", "devices", "device", "log")
 
@@ -63,6 +62,13 @@ def train(
         terms: of the loss, by name ``_target_`` and arguments.
         cut: with dropout, how steps are cut into passes, which then changes the result.
     """
+    import torch
+
+    from dense_retrieval.groups.datamodule import GroupsDataModule
+    from dense_retrieval.student.export import export
+    from dense_retrieval.training.fit import fit
+    from dense_retrieval.training.module import DistillationModule, ScoredLater
+
     torch.manual_seed(seed)
     learner = instantiate(student, path=str(weights.path))
     found = temperatures.load()

@@ -35,7 +35,7 @@ def show(config: Config, teacher: str) -> None:
     store.build(tested, *steps.values())
     rankings = {name: store.load(step) for name, step in steps.items()}
     asked = dict.fromkeys(rankings, config.evaluation.headroom_queries)
-    for row in measure(store.load(tested), rankings, config.evaluation.metrics, asked).rows:
+    for row in measure(store.load(tested).qrels, rankings, config.evaluation.metrics, asked).rows:
         print(f"{row.means[row.main]:.4f}  {row.n} queries  {row.system}", flush=True)
 
 

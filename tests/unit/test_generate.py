@@ -12,7 +12,7 @@ from dense_retrieval.memo import Memo
 from dense_retrieval.queries import clean, draw
 from dense_retrieval.queries.generate import Completion, generate, requests
 from dense_retrieval.queries.prompts import Prompt, type_name
-from dense_retrieval.records import RAW_QUERIES, InputError
+from dense_retrieval.records import RAW_QUERIES, InputError, features
 
 PACKAGED = ["claim", "question", "title", "keyword", "msmarco", "web", "description", "doc2query"]
 PASSAGES = ["Kale is a cabbage {with} braces.", "Basalt is a rock.", "A fen is a wetland."]
@@ -179,7 +179,7 @@ def raw(rows: list[tuple[str, str, str]]) -> Dataset:
         "source": [i % 3 for i in range(len(rows))],
         "finish": [finish for _, _, finish in rows],
     }
-    return Dataset.from_dict(columns, RAW_QUERIES)
+    return Dataset.from_dict(columns, features(RAW_QUERIES))
 
 
 def test_what_cleaning_drops_is_counted_and_kept():

@@ -15,7 +15,7 @@ from dense_retrieval.queries import draw, files, human
 from dense_retrieval.queries.clean import clean
 from dense_retrieval.queries.draw import _none_is_lost
 from dense_retrieval.queries.prompts import prompts_of
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, Qrels, features
 
 PASSAGE = "Kale, also called leaf cabbage, belongs to a group of cabbage cultivars primarily grown for their leaves."
 
@@ -131,7 +131,7 @@ def table(counts: dict[str, int]) -> Dataset:
         "querytype": names,
         "source": list(rows),
     }
-    return Dataset.from_dict(columns, QUERIES)
+    return Dataset.from_dict(columns, features(QUERIES))
 
 
 def test_equal_shares_and_what_a_small_type_lacks_is_shared():
@@ -184,7 +184,7 @@ def test_no_type_gives_more_than_one_above_its_share_unless_another_has_no_more(
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
-    passages = Dataset.from_dict({"id": ["p0"], "title": [""], "text": ["t"]}, PASSAGES)
+    passages = Dataset.from_dict({"id": ["p0"], "title": [""], "text": ["t"]}, features(PASSAGES))
     good = json.dumps({"passage_id": "p0", "querytype": "web", "text": "x", "other": 1})
     path = tmp_path / "queries.jsonl"
     path.write_text(f"{good}\n{line}\n")
@@ -209,12 +209,12 @@ def people_s(texts: list[str]) -> Dataset:
     n = len(texts)
     ids = [f"q{i}" for i in range(n)]
     return Dataset.from_dict(
-        {"id": ids, "text": texts, "querytype": ["human"] * n, "source": [-1] * n}, QUERIES
+        {"id": ids, "text": texts, "querytype": ["human"] * n, "source": [-1] * n}, features(QUERIES)
     )
 
 
 def test_a_human_query_that_is_tested_on_is_not_trained_on(caplog):
-    passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
+    passages = Dataset.from_dict({"id": [], "title": [], "text": []}, features(PASSAGES))
     train = people_s(["Kale is green.", "kale  IS\tred. ", "Kale is new", "KALE IS GREEN"])
     judged = Qrels(np.arange(4), np.arange(4) + 7, np.ones(4, dtype=np.int64))
     test, dev = people_s(["KALE is  green.", "Kale is red."]), people_s(["Kale is new"])
@@ -234,7 +234,7 @@ def test_the_source_of_a_human_query_is_its_most_relevant_passage():
     queries = people_s(["x", "y", "z"])
     # q1's best passage, row -1, is one that the corpus lacks.
     qrels = Qrels(np.array([0, 0, 1, 1, 1, 2]), np.array([5, 4, -1, 7, 6, 8]), np.array([1, 2, 3, 1, 1, 0]))
-    passages = Dataset.from_dict({"id": [], "title": [], "text": []}, PASSAGES)
+    passages = Dataset.from_dict({"id": [], "title": [], "text": []}, features(PASSAGES))
     found = human.from_train_split(Corpus(passages, {"train": queries}, {"train": qrels}, np.array([])))
     assert (list(found["id"]), list(found["source"])) == (["q0", "q1"], [4, 6])
     with pytest.raises(InputError, match="querytype=mixed generator=transformers"):
