@@ -46,8 +46,8 @@ def check(config: Any) -> None:
     """Raise InputError where a number is out of its range, a name is no setting's, or a device is not there."""
     _check_numbers(config, "")
     precision, device = (OmegaConf.select(config, name) for name in ("precision", "device"))
-    if precision not in (None, "32-true", "bf16-mixed"):
-        raise InputError(f"precision={precision} is unknown; use 32-true or bf16-mixed")
+    if precision not in (None, "auto", "32-true", "bf16-mixed"):
+        raise InputError(f"precision={precision} is unknown; use auto, 32-true or bf16-mixed")
     if device not in (None, "auto", "cpu") and not device.startswith("cuda"):
         raise InputError(f"device={device} is unknown; use cpu, cuda or auto")
     if device is not None and device.startswith("cuda"):

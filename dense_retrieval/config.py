@@ -85,7 +85,7 @@ class Trainer:
     patience: int = setting(2, "epochs without a better dev loss", least=1)
     chunk_tokens: Any = setting("auto", "padded tokens a forward pass; auto: 2,048, on a GPU 65,536", least=1)
     graph_tokens: Any = setting(
-        "auto", "padded tokens whose activations fit in memory; auto: measured in the first step", least=0
+        "auto", "padded tokens whose activations fit in memory; auto: while memory is free", least=0
     )
     devices: int = setting(1, "GPUs, or processes on a CPU, that share a step", least=1)
 
@@ -142,7 +142,10 @@ class Config:
     rounds_from: str = setting("untuned", "weights that a further round starts from: untuned or tuned")
     plan: bool = setting(False, "show what there is to do, and do nothing")
     seed: int = setting(0, "of all that is drawn at random", least=0, most=2**32 - 1)
-    precision: str = setting("32-true", "or bf16-mixed: of training, embeddings and teacher scores")
+    precision: str = setting(
+        "auto",
+        "32-true or bf16-mixed, of training, embeddings and scores; auto: bf16-mixed on a GPU that has it",
+    )
     device: str = setting("auto", "cpu, cuda, or auto: cuda where there is one")
     cache_dir: str = setting("cache", "finished stages, shared by all runs")
 

@@ -156,9 +156,10 @@ def outside(setting: str, path: str | None) -> Outside | None:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where the work is done; of this only ``bf16`` changes a result."""
+    """Where and how the work is done; of this only the precision changes a result."""
 
     device: Any  # str, as max_tokens not before a stage runs
+    precision: str
     bf16: bool
     max_tokens: Any  # int, padded tokens a forward pass: what fits a CPU's cache, what fills a GPU
     memos: Path  # folder of the answers and scores that are never computed twice
@@ -175,10 +176,21 @@ def hardware(c: Config) -> Hardware:
     def fills() -> int:
         return 65_536 if device().startswith("cuda") else 2_048
 
-    return Hardware(Later(device), c.precision == "bf16-mixed", Later(fills), Path(c.cache_dir))
+    precision = c.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if wanted != "cpu" and _gpu_has_bf16() else "32-true"
+    return Hardware(Later(device), precision, precision == "bf16-mixed", Later(fills), Path(c.cache_dir))
 
 
-def token_limits(c: Config) -> tuple[int, int | None]:
+def _gpu_has_bf16() -> bool:
+    if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
+        return False  # known without loading torch
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def token_limits(c: Config) -> tuple[Any, int | None]:
     """Of training: padded tokens a forward pass, and with a graph; None is as many as fit in memory.
 
     Raises:

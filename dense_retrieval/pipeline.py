@@ -39,7 +39,7 @@ from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
-from dense_retrieval.stage import Folder, Outside, Step
+from dense_retrieval.stage import Folder, Outside, Step, found
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.tokens import Tokens, mixture_tokens, tokens
 from dense_retrieval.teacher.scores import scores
@@ -255,13 +255,13 @@ def distil(
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
         trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens"),
-        precision=c.precision,
+        precision=on.precision,
         seed=c.seed,
         device=on.device,
         log=log,
         teacher=members[0] if later else None,
         # With dropout each pass draws its own random numbers.
-        cut={"devices": trainer.devices, "chunk_tokens": chunk_tokens} if c.student.dropout else None,
+        cut={"devices": trainer.devices, "chunk_tokens": found(chunk_tokens)} if c.student.dropout else None,
         devices=trainer.devices,
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,

@@ -120,6 +120,10 @@ class Later:
     find: Callable[[], Any]
 
 
+def found(value: Any) -> Any:
+    return value.find() if isinstance(value, Later) else value
+
+
 class Step(Folder[T_co]):
     """A stage with its inputs and settings: a name for its artifact, whether that is built or not."""
 
@@ -179,7 +183,7 @@ class Step(Folder[T_co]):
                 return {name: placed(item) for name, item in value.items()}
             return built(value) if isinstance(value, Step | Member) else value
 
-        settings = {name: v.find() if isinstance(v, Later) else v for name, v in self.settings.items()}
+        settings = {name: found(value) for name, value in self.settings.items()}
         return self.stage.function(folder, *map(placed, self.arguments.values()), **settings)
 
 

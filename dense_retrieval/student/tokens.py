@@ -45,7 +45,7 @@ class Tokens:
     def __getitem__(self, row: int) -> np.ndarray:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
-    def select(self, rows: np.ndarray) -> "Tokens":
+    def select(self, rows: np.ndarray) -> Tokens:
         """Some rows, in memory."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

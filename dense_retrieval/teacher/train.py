@@ -25,6 +25,7 @@ from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.config import TeacherTraining
 from dense_retrieval.errors import command
+from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
@@ -138,7 +139,8 @@ def fit(
 def _logits(teacher: SequenceClassifier, queries: list[str], passages: list[str], max_tokens: int) -> Tensor:
     encodings = teacher.tokenize(queries, passages)
     packs = pack(np.array([len(e["input_ids"]) for e in encodings]), max_tokens)
-    logits = torch.cat([teacher(teacher.pad([encodings[i] for i in rows])) for rows in packs])
+    with fastest_matmul():
+        logits = torch.cat([teacher(teacher.pad([encodings[i] for i in rows])) for rows in packs])
     return logits[torch.from_numpy(np.argsort(np.concatenate(packs)))]
 
 

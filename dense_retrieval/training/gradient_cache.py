@@ -42,7 +42,7 @@ def backward(
     loss: Callable[[Tensor], Terms],
     *,
     chunk_tokens: int,
-    graph_tokens: int,
+    graph_tokens: int | Callable[[int], bool],
 ) -> Terms:
     """Add the gradients of ``loss(embeddings)["loss"]`` to the encoder's parameters.
 
@@ -50,15 +50,15 @@ def backward(
         encoder: gives ``(n, D)`` for ``input_ids`` and ``attention_mask`` ``(n, T)``; has ``dimension``.
         loss: of embeddings ``(N, D)``, float32.
         chunk_tokens: padded tokens a forward pass.
-        graph_tokens: padded tokens whose activations fit in memory together; speed only.
+        graph_tokens: padded tokens whose activations fit in memory together; or what says, as long as it says
+            yes, whether those of so many more fit. Speed only.
 
     Returns:
         The loss's terms, detached.
     """
     with _no_cast_cache():
         mine = _share(pack(texts.lengths, chunk_tokens))
-        ends = np.cumsum([len(rows) * int(texts.lengths[rows].max()) for rows in mine])
-        embeddings, passes = _encode(encoder, texts, mine, graphs=int((ends <= graph_tokens).sum()))
+        embeddings, passes = _encode(encoder, texts, mine, graph_tokens)
         embeddings.requires_grad_()
         terms = loss(embeddings)
         terms["loss"].backward()
@@ -85,21 +85,25 @@ def _share(chunks: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _encode(
-    encoder: nn.Module, texts: Texts, chunks: list[np.ndarray], graphs: int = 0
+    encoder: nn.Module, texts: Texts, chunks: list[np.ndarray], fits: int | Callable[[int], bool] = 0
 ) -> tuple[Tensor, deque["Tensor | _RandomState"]]:
-    """Embeddings ``(N, D)``; and of the first ``graphs`` chunks their part of them with its graph, of each
-    other the random state before it."""
+    """Embeddings ``(N, D)``; and of the first chunks, as long as it fits, their part of them with its graph, of
+    each other the random state before it."""
     weight = next(encoder.parameters())
     dtype = torch.promote_types(weight.dtype, torch.float32)
     dimension: int = encoder.dimension  # type: ignore[assignment]
     embeddings = torch.zeros(len(texts.lengths), dimension, dtype=dtype, device=weight.device)
     passes: deque[Tensor | _RandomState] = deque()
-    for number, rows in enumerate(chunks):
+    kept, with_graph = 0, True
+    for rows in chunks:
+        more = len(rows) * int(texts.lengths[rows].max())
+        with_graph = with_graph and (kept + more <= fits if isinstance(fits, int) else fits(more))
+        kept += more
         state = _RandomState(weight.device)
-        with torch.set_grad_enabled(number < graphs):
+        with torch.set_grad_enabled(with_graph):
             output = encoder(**texts.batch(rows))
         embeddings[rows] = output.detach().to(dtype)
-        passes.append(output if number < graphs else state)
+        passes.append(output if with_graph else state)
     if _processes() > 1:
         dist.all_reduce(embeddings)  # the other processes' rows are 0 here
     return embeddings, passes

@@ -4,26 +4,30 @@ from pathlib import Path
 
 import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from dense_retrieval.batching import pack
 from dense_retrieval.training.gradient_cache import Texts
 
-_SHARE = 0.5  # of what is free; the rest is for the loss, one chunk's backward pass, and other programs
+_LEFT = 0.3  # of the memory: for the loss, a chunk's backward pass, and whoever else works here
 
 
-def graph_tokens(encoder: nn.Module, texts: Texts, chunk_tokens: int) -> int:
-    """Padded tokens whose activations fit in the free memory of the encoder's device.
+class Free:
+    """Says whether the activations of so many more tokens fit in the memory that is free now.
 
-    Of the longest chunk of a batch it is measured what autograd keeps for each token.
+    Of the longest chunk of a batch it is measured, once, what autograd keeps of each padded token. What is free is
+    asked each time: other programs, such as a sweep's other jobs, take memory too.
     """
-    rows = pack(texts.lengths, chunk_tokens)[0]
-    device = next(encoder.parameters()).device
-    inputs = texts.batch(rows)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        a_token = activation_bytes(encoder, inputs) / inputs["input_ids"].numel()
-    return int(_SHARE * free_bytes(device) / a_token)
+
+    def __init__(self, encoder: nn.Module, texts: Texts, chunk_tokens: int) -> None:
+        self.device = next(encoder.parameters()).device
+        inputs = texts.batch(pack(texts.lengths, chunk_tokens)[0])
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.bytes_a_token = activation_bytes(encoder, inputs) / inputs["input_ids"].numel()
+
+    def __call__(self, tokens: int) -> bool:
+        free, total = free_and_total(self.device)
+        return free - tokens * self.bytes_a_token > _LEFT * total
 
 
 def activation_bytes(encoder: nn.Module, inputs: dict[str, Tensor]) -> int:
@@ -43,13 +47,15 @@ def activation_bytes(encoder: nn.Module, inputs: dict[str, Tensor]) -> int:
     return sum(kept.values())
 
 
-def free_bytes(device: torch.device) -> int:
-    """Of a GPU; or of a CPU, for each of the processes that share it, within its control group's limit."""
+def free_and_total(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU; or of a CPU, within its control group's limit."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free // (dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    memory = psutil.virtual_memory()
+    group = Path("/sys/fs/cgroup")
+    if not (group / "memory.max").exists() or (limit := (group / "memory.max").read_text().strip()) == "max":
+        return memory.available, memory.total
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])  # caches give way
+    return min(memory.available, int(limit) - used), min(memory.total, int(limit))

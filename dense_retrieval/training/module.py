@@ -1,7 +1,7 @@
 """The LightningModule: a student, its loss, and one exact gradient step a batch."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ class DistillationModule(LightningModule):
         final_learning_rate: fraction of the peak that the linear decay ends at.
         clip: greatest norm of the gradient.
         chunk_tokens, graph_tokens: see :func:`gradient_cache.backward`; speed only. Without ``graph_tokens``
-            as many as the memory holds that is free in the first step.
+            as many as the free memory holds, of each step anew.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class DistillationModule(LightningModule):
         final_learning_rate: float = 0.1,
         clip: float = 1.0,
         chunk_tokens: int = 4096,
-        graph_tokens: int | None = None,
+        graph_tokens: int | Callable[[int], bool] | None = None,
         scored_later: ScoredLater | None = None,
     ) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class DistillationModule(LightningModule):
         optimizer.zero_grad()
         texts = self._texts(batch)
         if self.graph_tokens is None:
-            self.graph_tokens = memory.graph_tokens(self.student, texts, self.chunk_tokens)
+            self.graph_tokens = memory.Free(self.student, texts, self.chunk_tokens)
         terms = backward(
             self.student,
             texts,

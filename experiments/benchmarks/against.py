@@ -55,5 +55,9 @@ def report(measure: str, ours: list[Result], theirs: list[Result], *, peer: str,
     for key in ("mb", "tokens"):
         if key in ours[0] and key in theirs[0]:
             line |= {key: max(o[key] for o in ours), f"peer_{key}": max(t[key] for t in theirs)}
-    print(json.dumps(line | {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in more.items()}))
+    print(
+        json.dumps(
+            line | {name: float(f"{v:.3g}") if isinstance(v, float) else v for name, v in more.items()}
+        )
+    )
     sys.stdout.flush()

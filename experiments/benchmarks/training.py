@@ -46,7 +46,11 @@ def groups(folder: str, n: int, k: int) -> tuple[list[str], list[str], np.ndarra
     index.index(bm25s.tokenize(passages, show_progress=False), show_progress=False)
     found, _ = index.retrieve(bm25s.tokenize(queries, show_progress=False), k=1000, show_progress=False)
     wrong = [row[~np.isin(row, qrels.passage)][: k - 1] for row in found]
-    return queries, passages, np.array([[right[int(q)], *rest] for q, rest in zip(chosen, wrong, strict=True)])
+    return (
+        queries,
+        passages,
+        np.array([[right[int(q)], *rest] for q, rest in zip(chosen, wrong, strict=True)]),
+    )
 
 
 def one_step(name: str, texts: tuple, tokens: int, minibatch: int, out: Path) -> dict:
@@ -79,7 +83,7 @@ def ours(queries, passages, rows, tokens, _):
 
     # Once a training, not once a step.
     texts = BatchTexts(collate(of, np.arange(b), 0.6), *sides, torch.device("cpu"))
-    limits = {"chunk_tokens": 2048, "graph_tokens": memory.graph_tokens(student, texts, 2048)}
+    limits = {"chunk_tokens": 2048, "graph_tokens": memory.Free(student, texts, 2048)}
 
     def run():
         batch = collate(of, np.arange(b), 0.6)
@@ -120,7 +124,9 @@ def loop(queries, passages, rows, tokens, minibatch):
     texts = queries + [passages[p] for p in rows.ravel()]
     chunks = [queries[i : i + minibatch] for i in range(0, b, minibatch)]
     chunks += [texts[b:][i : i + minibatch] for i in range(0, b * k, minibatch)]
-    inputs = [tokenizer(c, padding=True, truncation=True, max_length=tokens, return_tensors="pt") for c in chunks]
+    inputs = [
+        tokenizer(c, padding=True, truncation=True, max_length=tokens, return_tensors="pt") for c in chunks
+    ]
 
     def embed(encoded) -> Tensor:
         hidden = model(**encoded).last_hidden_state
@@ -155,7 +161,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20, help="passages a query")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--minibatches", type=int, nargs="+", default=[16, 64], help="of the peers, the best counts")
+    parser.add_argument(
+        "--minibatches", type=int, nargs="+", default=[16, 64], help="of the peers, the best counts"
+    )
     parser.add_argument("--one", nargs=3, metavar=("NAME", "MINIBATCH", "OUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -175,7 +183,9 @@ def main() -> None:
     found = turns(contestants, given.repeats)
     mine = torch.load("/tmp/ours.pt")
     for peer in ("sentence-transformers", "loop"):
-        name = min((n for n in found if n.startswith(peer)), key=lambda n: min(r["seconds"] for r in found[n]))
+        name = min(
+            (n for n in found if n.startswith(peer)), key=lambda n: min(r["seconds"] for r in found[n])
+        )
         theirs = torch.load(f"/tmp/{peer}.pt")
         report(
             f"training step {given.queries} x {given.k}, {given.tokens} tokens",

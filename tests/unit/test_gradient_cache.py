@@ -111,15 +111,23 @@ def test_activations_are_counted_to_the_byte():
     assert found == 4 * (5 * 8 + 5 * 4)
 
 
-def test_graphs_get_half_of_the_free_memory(monkeypatch):
-    texts, _ = problem()
-    model = encoder()
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
+def test_graphs_are_kept_while_three_tenths_of_the_memory_stay_free(monkeypatch):
+    texts, loss = problem()
+    model = encoder(dropout=0.3)
     longest = texts.batch(pack(texts.lengths, 60)[0])
     a_token = memory.activation_bytes(model, longest) / longest["input_ids"].numel()
     before = torch.get_rng_state()
-    assert memory.graph_tokens(model, texts, 60) == int(500_000 / a_token)
+    fits = memory.Free(model, texts, 60)
     assert torch.equal(before, torch.get_rng_state())
+    monkeypatch.setattr(memory, "free_and_total", lambda device: (300_000 + 70.5 * a_token, 1_000_000))
+    assert fits(70) and not fits(71)
+
+    asked: list[int] = []
+    texts.batch, encoded = lambda rows, batch=texts.batch: (encoded.append(rows), batch(rows))[1], []
+    backward(model, texts, loss, chunk_tokens=40, graph_tokens=lambda n: asked.append(n) or len(asked) < 3)
+    chunks = pack(texts.lengths, 40)
+    assert asked == [len(rows) * texts.lengths[rows].max() for rows in chunks[:3]]
+    assert len(encoded) == len(chunks) + len(chunks[2:])  # two graphs were kept
 
 
 def test_float64_gradients_agree_to_rounding():

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import MISSING, OmegaConf
 
-from dense_retrieval.nodes import settings, sources
+from dense_retrieval import nodes
+from dense_retrieval.config import Config, Trainer
+from dense_retrieval.nodes import hardware, settings, sources, token_limits
 from dense_retrieval.records import InputError
 
 
@@ -29,6 +31,33 @@ def test_what_differs_from_the_schema_s_default_is_keyed():
         "path": "here",
         "ratio": 0.5,
     }
+
+
+def config(**trainer):
+    return OmegaConf.merge(
+        OmegaConf.structured(Config), {"trainer": OmegaConf.structured(Trainer(**trainer))}
+    )
+
+
+def test_auto_is_float32_but_on_a_gpu_that_has_bfloat16(monkeypatch):
+    found = []
+    for has_bf16, device in [(False, "auto"), (True, "auto"), (True, "cpu")]:
+        monkeypatch.setattr(nodes, "_gpu_has_bf16", lambda has=has_bf16: has)
+        of = OmegaConf.merge(config(), {"device": device})
+        found.append((hardware(of).precision, hardware(of).bf16))
+        given = hardware(OmegaConf.merge(of, {"precision": "32-true"}))
+        assert (given.precision, given.bf16) == ("32-true", False)
+    assert found == [("32-true", False), ("bf16-mixed", True), ("32-true", False)]
+
+
+def test_the_tokens_of_a_pass_are_numbers_or_auto():
+    assert token_limits(config(chunk_tokens=100, graph_tokens=0)) == (100, 0)
+    chunk, graph = token_limits(OmegaConf.merge(config(), {"device": "cpu"}))
+    assert (chunk.find(), graph) == (2048, None)
+    with pytest.raises(
+        InputError, match=r"^trainer.graph_tokens=many is neither a number of tokens nor auto$"
+    ):
+        token_limits(config(graph_tokens="many"))
 
 
 @pytest.fixture

@@ -39,6 +39,8 @@ OTHER: dict[str, Any] = {
     "loss.student_temperature": 0.07,
     "loss.teacher_temperature": 0.07,
     "loss.terms": None,
+    "trainer.chunk_tokens": 100,
+    "trainer.graph_tokens": 100,
 }
 # Not of the pipeline: where things are kept and shown, what of the rankings is measured; or files, keyed by content.
 ELSEWHERE = {
