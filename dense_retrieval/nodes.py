@@ -121,10 +121,8 @@ def teachers(c: Config) -> tuple[list[Any], dict[str, Outside], list[float] | No
     members: list[Any] = []
     weights: dict[str, Outside] = {}
     for number, member in enumerate(found):
-        if member == "bm25":
-            members.append(plain(c.retriever, only=["library", "k1", "b"]))
-        elif member == "student":
-            members.append("student")
+        if member in ("bm25", "student"):
+            members.append(member)
         else:
             teacher = _composed(member) if isinstance(member, str) else member
             weights[f"path {number}"] = Outside(model_folder(teacher.path, teacher.revision))
@@ -169,7 +167,3 @@ def hardware(c: Config) -> Hardware:
     device = c.device if c.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     fills = 65_536 if device.startswith("cuda") else 2_048
     return Hardware(device, c.precision == "bf16-mixed", fills, Path(c.cache_dir))
-
-
-def bm25_settings(c: Config) -> dict[str, Any]:
-    return plain(c.retriever, only=["library", "k1", "b"])

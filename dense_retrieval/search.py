@@ -27,13 +27,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from dense_retrieval import pipeline
-from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.checks import check
 from dense_retrieval.config import CONF
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import bm25_settings
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import Outside
 from dense_retrieval.store import Store
@@ -92,9 +90,9 @@ def results(
     store, corpus = Store(Path(config.cache_dir)), pipeline.corpus_of(config)
     weights = {UNTUNED: pipeline.untuned(config), TUNED: Outside(model)}
     steps = {name: pipeline.embedded(config, corpus, "passages", of) for name, of in weights.items()}
-    store.build(corpus, *steps.values())
-    texts = store.load(corpus).passages["text"]
-    bm25 = BM25(texts, **bm25_settings(config))
+    index = pipeline.bm25(config, corpus)
+    store.build(corpus, index, *steps.values())
+    texts, bm25 = store.load(corpus).passages["text"], store.load(index)
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {
         name: instantiate(config.student, path=str(of.path), revision=None) for name, of in weights.items()

@@ -25,24 +25,22 @@ def load_ranking(folder: Path) -> CandidateList:
 @stage(load_ranking, name="bm25", version=2, forecast=lambda tested, **_: {"queries": tested["queries"]})
 def bm25_ranking(
     folder: Path,
-    corpus: Folder[Corpus],
+    index: Folder[BM25],
     tested: Folder[TestSet],
+    corpus: Folder[Corpus] | None,
     /,
     *,
-    bm25: dict[str, Any],
-    drop_self_matches: bool = False,
     k: int = RANKED,
 ) -> Counts:
     """The ranking of BM25.
 
     Args:
-        bm25: its arguments.
-        drop_self_matches: no query finds the passage that has its id.
+        corpus: given where no query finds the passage that has its id.
     """
-    loaded, queries = corpus.load(), tested.load().queries
-    found = BM25(loaded.passages["text"], **bm25).search(queries["text"], k)
-    if drop_self_matches:
-        found = filters.drop_self_matches(found, queries["id"], loaded.passages["id"])
+    queries = tested.load().queries
+    found = index.load().search(queries["text"], k)
+    if corpus:
+        found = filters.drop_self_matches(found, queries["id"], corpus.load().passages["id"])
     found.save(folder / "ranking.npz")
     return {"queries": len(queries)}
 
@@ -97,6 +95,7 @@ def teacher_ranking(
     ranking: Folder[CandidateList],
     corpus: Folder[Corpus],
     tested: Folder[TestSet],
+    bm25: Folder[BM25] | None,
     query_embeddings: Folder[np.ndarray] | None,
     passage_embeddings: Folder[np.ndarray] | None,
     weights: Mapping[str, Folder[Path]],
@@ -116,7 +115,7 @@ def teacher_ranking(
     Empty for the queries that are not among :func:`headroom_rows`.
 
     Args:
-        query_embeddings, passage_embeddings, weights, teachers, shares: see :func:`score`.
+        bm25, query_embeddings, passage_embeddings, weights, teachers, shares: see :func:`score` and :class:`Texts`.
     """
     found, test = ranking.load(), tested.load()
     found.passages[np.setdiff1d(np.arange(len(found.passages)), headroom_rows(test.qrels, n))] = -1
@@ -124,6 +123,7 @@ def teacher_ranking(
         test.queries["text"],
         test.queries["querytype"],
         corpus.load().passages["text"],
+        bm25.load() if bm25 else None,
         query_embeddings.load() if query_embeddings else None,
         passage_embeddings.load() if passage_embeddings else None,
     )
