@@ -25,12 +25,12 @@ class Similarities:
     @cached_property
     def candidates(self) -> Tensor:
         """``(B, K)`` each query with its own candidates; of no meaning at padding."""
-        return torch.einsum("bd,bkd->bk", _exact(self.queries), _exact(self.passages)[self.slots])
+        return torch.einsum("bd,bkd->bk", exact(self.queries), exact(self.passages)[self.slots])
 
     @cached_property
     def in_batch(self) -> Tensor:
         """``(B, U)`` each query with every unique passage."""
-        return _exact(self.queries) @ _exact(self.passages).T
+        return exact(self.queries) @ exact(self.passages).T
 
     @property
     def padding(self) -> Tensor:
@@ -38,5 +38,5 @@ class Similarities:
         return torch.isneginf(self.teacher)
 
 
-def _exact(embeddings: Tensor) -> Tensor:
+def exact(embeddings: Tensor) -> Tensor:
     return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
