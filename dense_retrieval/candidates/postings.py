@@ -4,10 +4,21 @@ A matrix is ``data (Z,)`` and ``indices (Z,)``, the scores and passage rows of e
 where each word's begin, and ``n`` passages.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 _BLOCK = 64  # passages that are looked at one by one only if one of them is good enough
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled when first called, which takes some seconds once: it is kept, where there is a place to write to."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither beside this file nor in the user's cache
+        return njit(nogil=True)(function)
 
 
 def matrix(
@@ -24,7 +35,7 @@ def matrix(
     return *views, num_docs
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_up(total, words, data, indices, indptr):
     """Add the scores of some words, in their order, to ``total (N,)``."""
     for word in words:
@@ -33,7 +44,7 @@ def _add_up(total, words, data, indices, indptr):
             total[rows[i]] += values[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scores(words, data, indices, indptr, n):
     """``(N,)`` scores of the query that has these words."""
     total = np.zeros(n)
@@ -41,7 +52,7 @@ def scores(words, data, indices, indptr, n):
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _keep(k, rows, values):
     """Move the k best to the front, in the order in which they stand; of equals those that stand first."""
     least = np.partition(values, len(values) - k)[len(values) - k]
@@ -55,7 +66,7 @@ def _keep(k, rows, values):
     return least
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def take_best(total, best_rows, best_values):
     """Rows and values of the k greatest positive scores, ties by row, into the beginning of ``(k,)`` arrays, by row.
 
@@ -85,7 +96,7 @@ def take_best(total, best_rows, best_values):
     best_rows[:n], best_values[:n] = rows[:n], values[:n]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def best(words, ends, k, data, indices, indptr, n):
     """As :func:`take_best`, of Q queries: ``(Q, k)`` rows, -1 where there are none, and scores, -inf there.
 
