@@ -9,8 +9,18 @@ from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, student_ranking, teacher_ranking
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import bm25_settings, corpora, hardware, teachers
-from dense_retrieval.pipeline import Labels, Log, Part, embedded, prepare, student_s_view, tune, untuned
+from dense_retrieval.nodes import corpora, hardware, teachers
+from dense_retrieval.pipeline import (
+    Labels,
+    Log,
+    Part,
+    bm25,
+    embedded,
+    prepare,
+    searchers_views,
+    tune,
+    untuned,
+)
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
@@ -85,8 +95,8 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
 def baselines(part: Part, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
     """What BM25 and the untuned student find."""
     self_matches = part.c.data.drop_self_matches
-    bm25 = bm25_ranking(part.corpus, tested, bm25=bm25_settings(part.c), drop_self_matches=self_matches)
-    return {"BM25": bm25, UNTUNED: ranked(part, tested, untuned(part.c))}
+    found = bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
+    return {"BM25": found, UNTUNED: ranked(part, tested, untuned(part.c))}
 
 
 def ranked(part: Part, tested: Step[TestSet], weights: Folder[Path]) -> Step[CandidateList]:
@@ -109,7 +119,7 @@ def reranked(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
         ranked(part, tested, untuned(c)),
         part.corpus,
         tested,
-        *student_s_view(c, tested, "test queries", part.corpus, members),
+        *searchers_views(c, tested, "test queries", part.corpus, members),
         weights,
         k=c.evaluation.headroom_k,
         n=c.evaluation.headroom_queries,

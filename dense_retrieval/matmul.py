@@ -34,6 +34,12 @@ def _mkl_is_slow() -> bool:
     )
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b of ``(..., I)`` and ``(O, I)``, where no gradient is asked for."""
+    one_dnn = _mkl_is_slow() and _suits(x, weight, bias)
+    return _by_one_dnn(x, weight, bias) if one_dnn else linear(x, weight, bias)
+
+
 class _OneDNN(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is linear and _suits(*args, **(kwargs or {})):
@@ -53,19 +59,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         ctx.save_for_backward(input, weight)
-        return _product(input, weight, bias)
+        return _by_one_dnn(input, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
-        of_input = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        of_input = _by_one_dnn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         of_weight = (
-            _product(rows.t(), input.reshape(-1, input.shape[-1]).t()) if ctx.needs_input_grad[1] else None
+            _by_one_dnn(rows.t(), input.reshape(-1, input.shape[-1]).t()) if ctx.needs_input_grad[1] else None
         )
         return of_input, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _by_one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

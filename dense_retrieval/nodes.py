@@ -120,10 +120,8 @@ def teachers(c: Config) -> tuple[list[Any], dict[str, Outside], list[float] | No
     members: list[Any] = []
     weights: dict[str, Outside] = {}
     for number, member in enumerate(found):
-        if member == "bm25":
-            members.append(plain(c.retriever, only=["library", "k1", "b"]))
-        elif member == "student":
-            members.append("student")
+        if member in ("bm25", "student"):
+            members.append(member)
         else:
             teacher = _composed(member) if isinstance(member, str) else member
             weights[f"path {number}"] = Outside(model_folder(teacher.path, teacher.revision))
@@ -202,7 +200,3 @@ def token_limits(c: Config) -> tuple[Any, int | None]:
             raise InputError(f"trainer.{name}={value} is neither a number of tokens nor auto")
     chunk, graph = given["chunk_tokens"], given["graph_tokens"]
     return hardware(c).max_tokens if chunk == "auto" else chunk, None if graph == "auto" else graph
-
-
-def bm25_settings(c: Config) -> dict[str, Any]:
-    return plain(c.retriever, only=["library", "k1", "b"])

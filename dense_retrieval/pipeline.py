@@ -15,6 +15,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config, LanguageModel
 from dense_retrieval.corpus.dedup import find_duplicates
@@ -24,15 +25,7 @@ from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.hub import model_folder
 from dense_retrieval.losses.loss import Loss, active
-from dense_retrieval.nodes import (
-    bm25_settings,
-    hardware,
-    outside,
-    plain,
-    settings,
-    teachers,
-    token_limits,
-)
+from dense_retrieval.nodes import hardware, outside, plain, settings, teachers, token_limits
 from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
@@ -48,6 +41,8 @@ from dense_retrieval.training.train import train
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dense_retrieval.candidates.bm25 import BM25
 
 Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
@@ -159,6 +154,11 @@ def embedded(c: Config, texts: Folder[Any], of: str, weights: Folder[Path]) -> S
     return embeddings(ids, weights, student=student, bf16=on.bf16, device=on.device, max_tokens=on.max_tokens)
 
 
+def bm25(c: Config, corpus: Folder[Corpus]) -> Step[BM25]:
+    """The index of a corpus."""
+    return bm25_index(corpus, **plain(c.retriever, only=("library", "k1", "b")))
+
+
 def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
     """From training queries to groups.
 
@@ -169,12 +169,11 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
     c, on = part.c, hardware(part.c)
     r = c.retriever
     found = candidates(
-        part.corpus,
         part.untrained,
         part.queries,
+        bm25(c, part.corpus) if r.bm25 else None,
         embedded(c, part.queries, "queries", student) if r.dense else None,
         embedded(c, part.corpus, "passages", student) if r.dense else None,
-        bm25=bm25_settings(c) if r.bm25 else None,
         k=r.k,
         fusion_k=r.fusion_k,
         source_top_k=c.groups.source_top_k,
@@ -186,7 +185,7 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
         found,
         part.corpus,
         part.queries,
-        *student_s_view(c, part.queries, "queries", part.corpus, members),
+        *searchers_views(c, part.queries, "queries", part.corpus, members),
         weights,
         teachers=members,
         shares=shares,
@@ -203,13 +202,14 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
     )
 
 
-def student_s_view(
+def searchers_views(
     c: Config, queries: Step[Any], of: str, corpus: Step[Corpus], members: list[Any]
-) -> tuple[Step[np.ndarray] | None, Step[np.ndarray] | None]:
-    """Embeddings by the untuned student, where it is a member of the teachers' ensemble."""
+) -> tuple[Step[BM25] | None, Step[np.ndarray] | None, Step[np.ndarray] | None]:
+    """BM25's index, and embeddings by the untuned student, of those that are members of the teachers' ensemble."""
+    index = bm25(c, corpus) if "bm25" in members else None
     if "student" not in members:
-        return None, None
-    return embedded(c, queries, of, untuned(c)), embedded(c, corpus, "passages", untuned(c))
+        return index, None, None
+    return index, embedded(c, queries, of, untuned(c)), embedded(c, corpus, "passages", untuned(c))
 
 
 def distil(

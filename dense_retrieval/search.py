@@ -33,7 +33,6 @@ from dense_retrieval.checks import check
 from dense_retrieval.config import CONF
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import bm25_settings
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import Outside
 from dense_retrieval.store import Store
@@ -85,7 +84,6 @@ def results(
     Raises:
         InputError: no such model or run; a mixture without ``data=`` of one corpus.
     """
-    from dense_retrieval.candidates.bm25 import BM25
 
     model, overrides = _model_of(folder, overrides)
     with initialize_config_dir(CONF, version_base=None):
@@ -96,9 +94,9 @@ def results(
     store, corpus = Store(Path(config.cache_dir)), pipeline.corpus_of(config)
     weights = {UNTUNED: pipeline.untuned(config), TUNED: Outside(model)}
     steps = {name: pipeline.embedded(config, corpus, "passages", of) for name, of in weights.items()}
-    store.build(corpus, *steps.values())
-    texts = store.load(corpus).passages["text"]
-    bm25 = BM25(texts, **bm25_settings(config))
+    index = pipeline.bm25(config, corpus)
+    store.build(corpus, index, *steps.values())
+    texts, bm25 = store.load(corpus).passages["text"], store.load(index)
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {
         name: instantiate(config.student, path=str(of.path), revision=None) for name, of in weights.items()

@@ -1,8 +1,12 @@
 """BM25 with Lucene's idf, by either of two libraries that rank alike."""
 
+import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import bm25s
 import numpy as np
@@ -10,9 +14,13 @@ from bm25s.tokenization import Tokenized
 from rank_bm25 import BM25Okapi
 from rich.progress import track
 
+from dense_retrieval.candidates import postings
 from dense_retrieval.records import CandidateList, InputError
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates
+
+_QUERIES_AT_ONCE = 16  # of one thread, which has an array (N,) of its own
+_RANK_BM25 = "rank_bm25.json"
 
 
 class BM25:
@@ -38,8 +46,19 @@ class BM25:
             raise InputError(
                 "no passage has a word that BM25 could find: every text is empty or of stop words only"
             )
-        self._vocabulary = words.vocab
-        self._scores = _bm25s(words, k1, b) if library == "bm25s" else _rank_bm25(words, k1, b)
+        self._index: _Bm25s | _RankBm25
+        self._index = _Bm25s.of(words, k1, b) if library == "bm25s" else _RankBm25(words, k1, b)
+
+    def save(self, folder: Path) -> None:
+        """Write the index into a folder."""
+        self._index.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "BM25":
+        """What :meth:`save` wrote; memory-mapped, if it is bm25s'."""
+        found = cls.__new__(cls)
+        found._index = (_RankBm25 if (folder / _RANK_BM25).exists() else _Bm25s).load(folder)
+        return found
 
     def search(self, queries: Sequence[str], k: int) -> CandidateList:
         """The k best passages of each query; a passage that shares no word with it is no candidate.
@@ -49,25 +68,23 @@ class BM25:
         Returns:
             ``(Q, k)``, padded where fewer passages share a word with the query.
         """
-        found = CandidateList(
-            np.full((len(queries), k), -1, dtype=np.int64),
-            np.full((len(queries), k), -np.inf, dtype=np.float32),
-        )
-        known = _known_words(queries, self._vocabulary)
-        for row, query in enumerate(track(known, "BM25", transient=True, disable=len(queries) == 1)):
-            if query:
-                best, scores = _best(self._scores(query), k)
-                found.passages[row, : len(best)] = best
-                found.scores[row, : len(best)] = scores
-        return found
+        known = _known_words(queries, self._index.vocabulary)
+        parts = [known[i : i + _QUERIES_AT_ONCE] for i in range(0, len(known), _QUERIES_AT_ONCE)]
+        # The compiled loops free Python's lock.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            done = pool.map(lambda part: self._index.best(part, k), parts)
+            found = list(track(done, "BM25", len(parts), transient=True, disable=len(parts) == 1))
+        rows = np.concatenate([np.zeros((0, k), dtype=np.int64), *(rows for rows, _ in found)])
+        scores = np.concatenate([np.zeros((0, k)), *(scores for _, scores in found)])
+        return CandidateList(rows, scores.astype(np.float32))
 
     def score(self, queries: Sequence[str], candidates: CandidateList) -> CandidateList:
         """The candidates ``(Q, K)`` with their BM25 scores, 0 where no word is shared."""
         scores = np.where(candidates.passages >= 0, 0.0, -np.inf).astype(np.float32)
-        for row, query in enumerate(_known_words(queries, self._vocabulary)):
+        for row, query in enumerate(_known_words(queries, self._index.vocabulary)):
             there = candidates.passages[row] >= 0
             if query:
-                scores[row, there] = self._scores(query)[candidates.passages[row, there]]
+                scores[row, there] = self._index.scores(query)[candidates.passages[row, there]]
         return CandidateList(candidates.passages, scores)
 
 
@@ -76,16 +93,65 @@ def _known_words(queries: Sequence[str], vocabulary: dict[str, int]) -> list[lis
     return [[vocabulary[word] for word in query if word in vocabulary] for query in words]
 
 
-def _bm25s(passages: Tokenized, k1: float, b: float) -> Callable[[list[int]], np.ndarray]:
-    # In bm25s' usual float32, sums that should tie do not, and rank otherwise than rank_bm25's.
-    index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
-    index.index(passages, create_empty_token=False, show_progress=False)
-    return index.get_scores_from_ids
+class _Bm25s:
+    """bm25s' matrix, read by compiled loops of our own: its own retrieval orders ties in no way."""
+
+    def __init__(self, index: bm25s.BM25) -> None:
+        self._index = index
+        self.vocabulary: dict[str, int] = index.vocab_dict
+        self._matrix = postings.matrix(**index.scores)
+
+    @classmethod
+    def of(cls, passages: Tokenized, k1: float, b: float) -> "_Bm25s":
+        # In bm25s' usual float32, sums that should tie do not, and rank otherwise than rank_bm25's.
+        index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
+        index.index(passages, create_empty_token=False, show_progress=False)
+        return cls(index)
+
+    def save(self, folder: Path) -> None:
+        self._index.save(folder, show_progress=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "_Bm25s":
+        return cls(bm25s.BM25.load(folder, mmap=True, show_progress=False))
+
+    def scores(self, query: list[int]) -> np.ndarray:
+        """``(N,)``"""
+        return postings.scores(np.array(query, dtype=np.int64), *self._matrix)
+
+    def best(self, queries: list[list[int]], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores, both ``(Q, k)``, best first."""
+        ends = np.cumsum([0, *map(len, queries)])
+        words = np.concatenate([np.array(query, dtype=np.int64) for query in queries])
+        return postings.ranked(*postings.best(words, ends, k, *self._matrix))
 
 
-def _rank_bm25(passages: Tokenized, k1: float, b: float) -> Callable[[list[int]], np.ndarray]:
-    index = _LuceneIdf(passages.ids, k1=k1, b=b)
-    return lambda query: index.get_scores(query) / (k1 + 1)  # Lucene leaves this constant out
+class _RankBm25:
+    """rank_bm25 keeps no index: this one keeps the passages' words."""
+
+    def __init__(self, passages: Tokenized, k1: float, b: float) -> None:
+        self._made_from = {"ids": passages.ids, "vocab": passages.vocab, "k1": k1, "b": b}
+        self.vocabulary: dict[str, int] = passages.vocab
+        self._index = _LuceneIdf(passages.ids, k1=k1, b=b)
+
+    def save(self, folder: Path) -> None:
+        (folder / _RANK_BM25).write_text(json.dumps(self._made_from))
+
+    @classmethod
+    def load(cls, folder: Path) -> "_RankBm25":
+        kept = json.loads((folder / _RANK_BM25).read_text())
+        return cls(Tokenized(kept["ids"], kept["vocab"]), kept["k1"], kept["b"])
+
+    def scores(self, query: list[int]) -> np.ndarray:
+        """``(N,)``"""
+        return self._index.get_scores(query) / (self._index.k1 + 1)  # Lucene leaves this constant out
+
+    def best(self, queries: list[list[int]], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores, both ``(Q, k)``, best first."""
+        rows, scores = np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf)
+        for number, query in enumerate(queries):
+            postings.take_best(self.scores(query), rows[number], scores[number])
+        return postings.ranked(rows, scores)
 
 
 class _LuceneIdf(BM25Okapi):
@@ -94,15 +160,3 @@ class _LuceneIdf(BM25Okapi):
     def _calc_idf(self, nd: dict[int, int]) -> None:
         n = self.corpus_size
         self.idf = {word: math.log(1 + (n - df + 0.5) / (df + 0.5)) for word, df in nd.items()}
-
-
-def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and values of the k greatest positive scores, best first, ties by row."""
-    rows = np.flatnonzero(scores)
-    # The two libraries add a query's words up in different ways: rounded, what ties in one ties in the other.
-    values = scores[rows].round(9)
-    if len(rows) > k:
-        contenders = values >= np.partition(values, -k)[-k]
-        rows, values = rows[contenders], values[contenders]
-    order = np.argsort(-values, kind="stable")[:k]
-    return rows[order], values[order]

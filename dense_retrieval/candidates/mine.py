@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.candidates.dense import search
-from dense_retrieval.records import CandidateList, Corpus
+from dense_retrieval.records import CandidateList
 from dense_retrieval.stage import Counts, Folder, stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dense_retrieval.candidates.bm25 import BM25
 
 
 def load_candidates(folder: Path) -> CandidateList:
@@ -33,14 +35,13 @@ def load_candidates(folder: Path) -> CandidateList:
 )
 def candidates(
     folder: Path,
-    corpus: Folder[Corpus],
     untrained: Mapping[str, Folder[np.ndarray]],
     queries: Folder[Dataset],
+    bm25: Folder[BM25] | None,
     query_embeddings: Folder[np.ndarray] | None,
     passage_embeddings: Folder[np.ndarray] | None,
     /,
     *,
-    bm25: dict[str, Any] | None,
     k: int,
     fusion_k: int,
     source_top_k: int,
@@ -51,15 +52,13 @@ def candidates(
 
     Args:
         untrained: passage rows that are no candidates: held-out passages and duplicates.
-        query_embeddings, passage_embeddings: of the student that searches; None where BM25 searches alone.
-        bm25: its arguments, or None.
+        bm25, query_embeddings, passage_embeddings: the index, and the student's view, of those that search; else
+            None.
     """
-    from dense_retrieval.candidates.bm25 import BM25
-
     asked = queries.load()
     lists = []
     if bm25:
-        lists.append(BM25(corpus.load().passages["text"], **bm25).search(asked["text"], k))
+        lists.append(bm25.load().search(asked["text"], k))
     if query_embeddings and passage_embeddings:
         lists.append(search(query_embeddings.load(), passage_embeddings.load(), k, device=device))
     found = fusion.reciprocal_rank(lists, fusion_k) if len(lists) > 1 else lists[0]

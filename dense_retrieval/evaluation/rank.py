@@ -1,8 +1,10 @@
 """The stages that rank passages for the test queries."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from dense_retrieval.evaluation.evaluate import DEPTH
 from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher.scores import Texts, score
+
+if TYPE_CHECKING:
+    from dense_retrieval.candidates.bm25 import BM25
 
 RANKED = DEPTH + 1  # one more than is measured, for where a query finds itself
 
@@ -24,26 +29,22 @@ def load_ranking(folder: Path) -> CandidateList:
 @stage(load_ranking, name="bm25", version=2, forecast=lambda tested, **_: {"queries": tested["queries"]})
 def bm25_ranking(
     folder: Path,
-    corpus: Folder[Corpus],
+    index: Folder[BM25],
     tested: Folder[TestSet],
+    corpus: Folder[Corpus] | None,
     /,
     *,
-    bm25: dict[str, Any],
-    drop_self_matches: bool = False,
     k: int = RANKED,
 ) -> Counts:
     """The ranking of BM25.
 
     Args:
-        bm25: its arguments.
-        drop_self_matches: no query finds the passage that has its id.
+        corpus: given where no query finds the passage that has its id.
     """
-    from dense_retrieval.candidates.bm25 import BM25
-
-    loaded, queries = corpus.load(), tested.load().queries
-    found = BM25(loaded.passages["text"], **bm25).search(queries["text"], k)
-    if drop_self_matches:
-        found = filters.drop_self_matches(found, queries["id"], loaded.passages["id"])
+    queries = tested.load().queries
+    found = index.load().search(queries["text"], k)
+    if corpus:
+        found = filters.drop_self_matches(found, queries["id"], corpus.load().passages["id"])
     found.save(folder / "ranking.npz")
     return {"queries": len(queries)}
 
@@ -98,6 +99,7 @@ def teacher_ranking(
     ranking: Folder[CandidateList],
     corpus: Folder[Corpus],
     tested: Folder[TestSet],
+    bm25: Folder[BM25] | None,
     query_embeddings: Folder[np.ndarray] | None,
     passage_embeddings: Folder[np.ndarray] | None,
     weights: Mapping[str, Folder[Path]],
@@ -117,7 +119,7 @@ def teacher_ranking(
     Empty for the queries that are not among :func:`headroom_rows`.
 
     Args:
-        query_embeddings, passage_embeddings, weights, teachers, shares: see :func:`score`.
+        bm25, query_embeddings, passage_embeddings, weights, teachers, shares: see :func:`score` and :class:`Texts`.
     """
     found, test = ranking.load(), tested.load()
     found.passages[np.setdiff1d(np.arange(len(found.passages)), headroom_rows(test.qrels, n))] = -1
@@ -125,6 +127,7 @@ def teacher_ranking(
         test.queries["text"],
         test.queries["querytype"],
         corpus.load().passages["text"],
+        bm25.load() if bm25 else None,
         query_embeddings.load() if query_embeddings else None,
         passage_embeddings.load() if passage_embeddings else None,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dense_retrieval.losses import temperature
-from dense_retrieval.losses.similarities import Similarities
+from dense_retrieval.losses.similarities import Similarities, exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,8 @@ class InfoNCE:
     its own positive, which is counted once, as the positive. A passage that stands m times among
     the batch's candidates counts m times.
 
+    The cosines ``(B, U)`` are computed a block of queries at a time and not kept; without second derivatives.
+
     Attributes:
         weight: in the loss.
         temperature: τ, of the cosines s.
@@ -32,11 +34,7 @@ class InfoNCE:
         temperature.check("loss.infonce_temperature", self.temperature)
 
     def __call__(self, of: Similarities) -> Tensor:
-        import torch
-        from torch.nn.functional import cross_entropy
+        from dense_retrieval.losses.blockwise import infonce
 
-        logits = of.in_batch / self.temperature
-        negatives = logits + of.multiplicity.to(logits.dtype).log()
-        negatives = negatives.index_put((of.masked[:, 0], of.masked[:, 1]), logits.new_tensor(-torch.inf))
-        positive = logits.gather(1, of.positives[:, None])
-        return cross_entropy(torch.cat([positive, negatives], 1), torch.zeros_like(of.positives))
+        queries, passages = exact(of.queries) / self.temperature, exact(of.passages)
+        return infonce(queries, passages, of.positives, of.multiplicity, of.masked)

@@ -30,12 +30,12 @@ class Similarities:
         """``(B, K)`` each query with its own candidates; of no meaning at padding."""
         import torch
 
-        return torch.einsum("bd,bkd->bk", _exact(self.queries), _exact(self.passages)[self.slots])
+        return torch.einsum("bd,bkd->bk", exact(self.queries), exact(self.passages)[self.slots])
 
     @cached_property
     def in_batch(self) -> Tensor:
         """``(B, U)`` each query with every unique passage."""
-        return _exact(self.queries) @ _exact(self.passages).T
+        return exact(self.queries) @ exact(self.passages).T
 
     @property
     def padding(self) -> Tensor:
@@ -45,7 +45,7 @@ class Similarities:
         return torch.isneginf(self.teacher)
 
 
-def _exact(embeddings: Tensor) -> Tensor:
+def exact(embeddings: Tensor) -> Tensor:
     import torch
 
     return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

@@ -19,17 +19,20 @@ from dense_retrieval.teacher.score import Teacher, score_candidates
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from dense_retrieval.candidates.bm25 import BM25
+
 _FILES = ("path", "adapter")
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What candidate lists are of, and what the untuned student makes of it."""
+    """What candidate lists are of, and what BM25 and the untuned student make of it."""
 
     queries: Sequence[str]  # Q
     querytypes: Sequence[str]  # Q
     passages: Sequence[str]  # N
-    query_embeddings: np.ndarray | None  # (Q, D), for an ensemble's member "student"
+    bm25: BM25 | None  # for an ensemble's member "bm25"
+    query_embeddings: np.ndarray | None  # (Q, D), for its member "student"
     passage_embeddings: np.ndarray | None  # (N, D)
 
 
@@ -59,19 +62,19 @@ def score(
     """The candidates ``(Q, K)`` with the teacher's scores, and how many pairs a cross-encoder scored anew.
 
     Args:
-        teachers: one or, of an ensemble, several: "student", BM25's settings, and those of cross-encoders.
+        teachers: one or, of an ensemble, several: "student", "bm25", and the settings of cross-encoders.
         weights: of teacher 0 "path 0" and, if it has one, "adapter 0"; and so on.
         shares: of an ensemble, the weight of each teacher; None is all alike.
         memos: folder of the scores that are there already.
     """
-    from dense_retrieval.candidates.bm25 import BM25
 
     lists, new = [], 0
     for number, teacher in enumerate(teachers):
         if teacher == "student":
             lists.append(_cosines(found, texts))
-        elif "_target_" not in teacher:
-            lists.append(BM25(texts.passages, **teacher).score(texts.queries, found))
+        elif teacher == "bm25":
+            assert texts.bm25 is not None
+            lists.append(texts.bm25.score(texts.queries, found))
         else:
             own = {name: weights[f"{name} {number}"] for name in _FILES if f"{name} {number}" in weights}
 
@@ -131,6 +134,7 @@ def scores(
     candidates: Folder[CandidateList],
     corpus: Folder[Corpus],
     queries: Folder[Dataset],
+    bm25: Folder[BM25] | None,
     query_embeddings: Folder[np.ndarray] | None,
     passage_embeddings: Folder[np.ndarray] | None,
     weights: Mapping[str, Folder[Path]],
@@ -147,7 +151,8 @@ def scores(
     """The teacher's scores of the candidates.
 
     Args:
-        query_embeddings, passage_embeddings: of the untuned student, where it is among the teachers.
+        bm25, query_embeddings, passage_embeddings: the index, and the untuned student's view, of those that are
+            among the teachers.
         teachers, weights, shares: see :func:`score`.
         scored_before: queries; the teacher scores the rest in training. None is all.
     """
@@ -157,6 +162,7 @@ def scores(
         asked["text"],
         asked["querytype"],
         corpus.load().passages["text"],
+        bm25.load() if bm25 else None,
         query_embeddings.load() if query_embeddings else None,
         passage_embeddings.load() if passage_embeddings else None,
     )

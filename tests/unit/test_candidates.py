@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dense_retrieval
-from dense_retrieval.candidates import filters, fusion
+from dense_retrieval.candidates import filters, fusion, postings
 from dense_retrieval.candidates.bm25 import BM25
 from dense_retrieval.records import CandidateList, InputError
 
@@ -85,6 +86,70 @@ def test_bm25_without_common_words(library):
     passages = ["A bird, and a BIRD!", "", "the of", "a bird in the river"]
     found = BM25(passages, library=library).search(["birds", "", "the", "Bird", "river river"], 3)
     assert rows_of(found) == [[], [], [], [0, 3], [3]]
+
+
+def naive_best(scores: np.ndarray, k: int) -> tuple[list[int], list[float]]:
+    """Rows and values of the k greatest positive scores, rounded, ties by row."""
+    rows = np.flatnonzero(scores)
+    values = scores[rows].round(9)
+    order = np.argsort(-values, kind="stable")[:k]
+    return rows[order].tolist(), values[order].tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 700),
+    values=st.integers(1, 40),
+    k=st.sampled_from([1, 2, 5, 64, 100, 400, 1000]),
+    order=st.sampled_from(["random", "rising", "falling"]),
+)
+def test_the_best_are_those_of_a_stable_sort(seed, n, values, k, order):
+    """Few values, so that many tie, some of them only when they are rounded."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, values, n) / 7 + rng.choice([0.0, 1e-13, 4e-10, 6e-10], n)
+    if order != "random":
+        scores = np.sort(scores)[:: 1 if order == "rising" else -1].copy()
+    expected = naive_best(scores, k)
+    rows, found = np.full((1, k), -1), np.full((1, k), -np.inf)
+    postings.take_best(scores, rows[0], found[0])
+    rows, found = postings.ranked(rows, found)
+    assert rows[0].tolist() == expected[0] + [-1] * (k - len(expected[0]))
+    assert found[0].tolist() == expected[1] + [-np.inf] * (k - len(expected[1]))
+    assert not scores.any()  # ready for the next query
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    passages=st.lists(TEXTS, min_size=1, max_size=200).filter(lambda ps: set(" ".join(ps).split()) - {"the"}),
+    queries=st.lists(TEXTS, max_size=40),
+    k=st.sampled_from([1, 3, 50, 300]),
+)
+def test_a_search_is_a_sort_of_bm25s_own_scores(passages, queries, k):
+    words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
+    theirs = bm25s.BM25(dtype="float64")
+    theirs.index(words, create_empty_token=False, show_progress=False)
+    found = BM25(passages).search(queries, k)
+    assert found.passages.shape == found.scores.shape == (len(queries), k)
+    for row, query in enumerate(queries):
+        ids = [words.vocab[word] for word in query.split() if word in words.vocab]
+        rows, values = naive_best(theirs.get_scores_from_ids(ids), k)
+        assert rows_of(found)[row] == rows
+        assert found.scores[row, : len(rows)].tolist() == np.float32(values).tolist()
+
+
+@pytest.mark.parametrize("library", ["bm25s", "rank_bm25"])
+def test_an_index_on_disk_is_the_one_in_memory(library, tmp_path):
+    passages = ["A bird, and a BIRD!", "", "the of", "a bird in the river", "a planet's river"]
+    queries = ["river bird", "zebra", "planet"]
+    built = BM25(passages, library=library, k1=0.9, b=0.4)
+    built.save(tmp_path)
+    loaded = BM25.load(tmp_path)
+    one, other = built.search(queries, 3), loaded.search(queries, 3)
+    np.testing.assert_array_equal(one.passages, other.passages)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    pairs = CandidateList(np.array([[0, 3], [1, 2], [4, -1]]), np.zeros((3, 2)))
+    np.testing.assert_array_equal(built.score(queries, pairs).scores, loaded.score(queries, pairs).scores)
 
 
 def test_a_word_of_every_passage_still_finds():

@@ -1,6 +1,7 @@
 """Each loss against a loop written straight from its formula, in float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dense_retrieval.groups.batch import Batch, collate
+from dense_retrieval.losses import blockwise
 from dense_retrieval.losses.infonce import InfoNCE
 from dense_retrieval.losses.listwise import Listwise
 from dense_retrieval.losses.loss import Loss, active
@@ -190,6 +192,50 @@ def test_infonce_gradients_with_masks_and_repeated_passages():
     similarities = torch.rand(6, len(batch.passages), dtype=torch.float64, requires_grad=True)
     passages = torch.eye(len(batch.passages), dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: InfoNCE(1, 0.1)(of_batch(batch, s, passages)), similarities)
+
+
+def infonce_at_once(of: Similarities, temperature: float) -> torch.Tensor:
+    """The same, with all logits."""
+    logits = of.in_batch / temperature
+    negatives = logits + of.multiplicity.to(logits.dtype).log()
+    negatives = negatives.index_put((of.masked[:, 0], of.masked[:, 1]), logits.new_tensor(-torch.inf))
+    positive = logits.gather(1, of.positives[:, None])
+    return torch.nn.functional.cross_entropy(
+        torch.cat([positive, negatives], 1), torch.zeros_like(of.positives)
+    )
+
+
+@pytest.mark.parametrize("block", [1, 40, 60, 10_000])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_infonce_by_blocks_is_infonce_at_once(monkeypatch, block, dtype, tolerance):
+    """13 queries, so that the last block is a shorter one; queries without masked pairs, and one of them only."""
+    monkeypatch.setattr(blockwise, "_BLOCK", block)
+    batch = collate(random_groups(5, n=13, k=6, n_passages=20), np.arange(13), 0.6)
+    batch = replace(batch, masked=batch.masked[batch.masked[:, 0] != 4])
+    everything = torch.cartesian_prod(torch.tensor([2]), torch.arange(len(batch.passages)))
+    batch = replace(batch, masked=torch.cat([batch.masked, everything]))  # no negative is left
+    torch.manual_seed(0)
+    found = []
+    for loss in (InfoNCE(1.0, 0.02), lambda of: infonce_at_once(of, 0.02)):
+        torch.manual_seed(0)
+        queries = torch.nn.functional.normalize(torch.randn(13, 7, dtype=dtype), dim=1).requires_grad_()
+        passages = torch.nn.functional.normalize(torch.randn(len(batch.passages), 7, dtype=dtype), dim=1)
+        value = loss(of_batch(batch, queries, passages.requires_grad_()))
+        (3 * value).backward()
+        found.append((value.detach(), queries.grad, passages.grad))
+        with torch.no_grad():
+            torch.testing.assert_close(loss(of_batch(batch, queries, passages)), value.detach())
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_infonce_gradients_of_queries_and_passages(monkeypatch):
+    monkeypatch.setattr(blockwise, "_BLOCK", 30)
+    batch = collate(random_groups(3), np.arange(6), 0.6)
+    torch.manual_seed(0)
+    queries = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    passages = torch.randn(len(batch.passages), 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda q, p: InfoNCE(1, 0.5)(of_batch(batch, q, p)), (queries, passages))
 
 
 def test_extreme_similarities_stay_finite():
