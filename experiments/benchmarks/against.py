@@ -11,11 +11,14 @@ from typing import Any
 Result = dict[str, Any]  # "seconds" and "tokens" as a contestant counts them, "mb" its peak memory
 
 
-def process(*arguments: str, threads: int = 1) -> Callable[[], Result]:
-    """A contestant that runs in a process of its own, whose last line is JSON with "seconds"."""
+def process(*arguments: str, threads: int = 1, **environment: str) -> Callable[[], Result]:
+    """A contestant that runs Python in a process of its own.
+
+    Its last line may be JSON with "seconds"; else they are the CPU seconds of the whole process.
+    """
 
     def run() -> Result:
-        limits = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        limits = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"} | environment
         done = subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ | limits
         )
@@ -24,7 +27,8 @@ def process(*arguments: str, threads: int = 1) -> Callable[[], Result]:
         _, status, used = os.wait4(done.pid, 0)
         if status:
             raise SystemExit(f"{' '.join(arguments)} failed")
-        return json.loads(lines[-1]) | {"mb": used.ru_maxrss // 1024}
+        whole = {"seconds": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss // 1024}
+        return whole | (json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {})
 
     return run
 
@@ -35,7 +39,11 @@ def turns(contestants: Mapping[str, Callable[[], Result]], repeats: int) -> dict
     for number in range(repeats):
         for name, run in contestants.items():
             found[name].append(run())
-            print(f"{number + 1}/{repeats} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+            print(
+                f"{number + 1}/{repeats} {name}: {found[name][-1]['seconds']:.3g} s",
+                file=sys.stderr,
+                flush=True,
+            )
     return found
 
 
