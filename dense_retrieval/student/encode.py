@@ -1,11 +1,9 @@
 """Embeddings of all texts of a table."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from rich.progress import Progress
 
@@ -13,12 +11,12 @@ from dense_retrieval.batching import pack
 from dense_retrieval.files import in_shards
 from dense_retrieval.stage import Counts, Folder, stage
 from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.engine import Forward, by_file, by_torch
 from dense_retrieval.student.tokens import Tokens
 
 _TOKENS_A_SHARD = 20_000_000  # what a kill can cost
 
 
-@torch.inference_mode()
 def encode(
     model: BiEncoder,
     tokens: Tokens,
@@ -28,6 +26,7 @@ def encode(
     bf16: bool = False,
     max_tokens: int = 4096,
     label: str = "encoding",
+    forward: Forward | None = None,
 ) -> None:
     """Write ``folder/embeddings.npy`` ``(N, D)`` float32: one embedding a text, of length 1.
 
@@ -37,20 +36,21 @@ def encode(
     Args:
         bf16: compute under bfloat16 autocast.
         max_tokens: padded tokens a forward pass.
+        forward: the model by another engine than torch.
     """
-    model = model.to(device).eval()
+    computed = forward or by_torch(model, device, bf16)
     order = np.argsort(-tokens.lengths, kind="stable")
     shard_of = np.cumsum(tokens.lengths[order]) // _TOKENS_A_SHARD
     parts = np.split(order, np.flatnonzero(np.diff(shard_of)) + 1)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
-    with Progress(transient=True) as progress, autocast:
+    with Progress(transient=True) as progress:
         bar = progress.add_task(label, total=int(tokens.lengths.sum()))
 
         def embed(rows: np.ndarray) -> np.ndarray:
             out = np.empty((len(rows), model.dimension), dtype=np.float32)
-            for batch in pack(tokens.lengths[rows], max_tokens):
-                inputs = {k: v.to(device) for k, v in tokens.batch(rows[batch]).items()}
-                out[batch] = model(**inputs).float().cpu().numpy()
+            batches = pack(tokens.lengths[rows], max_tokens)
+            inputs = (tokens.batch(rows[batch]) for batch in batches)
+            for batch, embedded in zip(batches, computed(inputs), strict=True):
+                out[batch] = embedded
                 progress.advance(bar, int(tokens.lengths[rows[batch]].sum()))
             return out
 
@@ -80,6 +80,7 @@ def embeddings(
     folder: Path,
     tokens: Folder[Tokens],
     weights: Folder[Path],
+    engine: Folder[Path] | None = None,
     /,
     *,
     student: dict[str, Any],
@@ -90,9 +91,12 @@ def embeddings(
     """An embedding of each text.
 
     Args:
+        engine: the student as :func:`~dense_retrieval.student.engine.exported`; None is by torch.
         student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
     """
     model = instantiate(student, path=str(weights.path))
     texts = tokens.load()
-    encode(model, texts, folder, device=device, bf16=bf16, max_tokens=max_tokens, label="embeddings")
+    forward = by_file(engine.path, bf16) if engine else None
+    where: dict[str, Any] = {"device": device, "bf16": bf16, "max_tokens": max_tokens}
+    encode(model, texts, folder, forward=forward, label="embeddings", **where)
     return {"tokens": int(texts.offsets[-1]), "texts": len(texts)}

@@ -1,0 +1,77 @@
+"""The student's embeddings by other engines than torch, and by oneDNN, against torch's."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS
+from torch import nn
+
+from dense_retrieval.onednn import fast_linears
+from dense_retrieval.records import InputError
+from dense_retrieval.student import engine
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.encode import encode
+from dense_retrieval.student.tokens import Tokens, tokenize
+
+
+@pytest.fixture(scope="module")
+def tokens(encoder_folder, tmp_path_factory) -> Tokens:
+    """60 texts of 1 to 30 words."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("tokens")
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 31))) for _ in range(60)]
+    tokenize(texts, BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64).tokenizer, 64, "", folder)
+    return Tokens.load(folder)
+
+
+def embedded(student: BiEncoder, tokens: Tokens, folder, **settings) -> np.ndarray:
+    folder.mkdir()
+    encode(student, tokens, folder, **settings)
+    return np.load(folder / "embeddings.npy")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("name", [name for name in engine.PACKAGES if name != "torch"])
+def test_another_engine_gives_torch_s_embeddings(encoder_folder, tokens, tmp_path, name, pooling):
+    """Of ragged batches, of batches without padding, and of one text."""
+    for package in engine.PACKAGES[name]:
+        pytest.importorskip(package)
+    student = BiEncoder.load(str(encoder_folder), pooling=pooling, passage_length=64)
+    engine.export_to(name, student, tmp_path, tokens)
+    for max_tokens in (1, 200, 10_000):
+        forward = engine.by_file(tmp_path)
+        ours = embedded(student, tokens, tmp_path / f"ours {max_tokens}", forward=forward, max_tokens=max_tokens)
+        torch_s = embedded(student, tokens, tmp_path / f"torch {max_tokens}", max_tokens=max_tokens)
+        cosines = (ours * torch_s).sum(1)
+        assert cosines.min() > (0.98 if name.endswith("int8") else 0.999999)
+
+
+def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):
+    pytest.importorskip("openvino")
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+    student.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("code of its own\nand more"))
+    with pytest.raises(InputError, match="cannot be exported .* code of its own; use student.engine=torch"):
+        engine.export_to("openvino", student, tmp_path)
+
+
+def test_a_missing_package_or_engine_is_named(monkeypatch):
+    with pytest.raises(InputError, match="student.engine=tpu is unknown; use auto, torch"):
+        engine.require("tpu")
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs openvino and nncf: pip install 'dense_retrieval\[openvino\]'"):
+        engine.require("openvino_int8")
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="not used on this CPU")
+def test_onednn_gives_torch_s_linear_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8, bias=False))
+    for shape in ((7, 24), (3, 5, 24)):
+        x = torch.randn(*shape, dtype=torch.float32)
+        with torch.inference_mode():
+            expected = model(x)
+            with fast_linears(model):
+                assert "forward" in vars(model[0])
+                torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+    assert "forward" not in vars(model[0])
+    with torch.autocast("cpu", torch.bfloat16), fast_linears(model):
+        assert "forward" not in vars(model[0])
