@@ -22,6 +22,8 @@ from dense_retrieval.files import fingerprint
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Outside, Settings
+from dense_retrieval.student.engine import require
+from dense_retrieval.student.fastest import fastest
 from dense_retrieval.sweep import split_overrides
 
 _WEIGHTS = ("path", "revision", "adapter")  # their content is an input
@@ -169,6 +171,30 @@ def hardware(c: Config) -> Hardware:
     device = c.device if c.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     fills = 65_536 if device.startswith("cuda") else 2_048
     return Hardware(device, c.precision == "bf16-mixed", fills, Path(c.cache_dir))
+
+
+def engine_of(c: Config) -> str:
+    """What computes embeddings: ``student.engine``, or what is fastest here.
+
+    Raises:
+        InputError: there is no such engine, it lacks a package, or it cannot compute what is asked for.
+    """
+    name, on = c.student.engine, hardware(c)
+    if name == "auto":
+        return fastest(on.memos, on.bf16) if on.device == "cpu" else "torch"
+    require(name)
+    if name != "torch" and on.device != "cpu":
+        raise InputError(f"student.engine={name} is for CPUs: use student.engine=torch or device=cpu")
+    if name.startswith("onnx") and on.bf16:
+        raise InputError(
+            f"student.engine={name} computes in float32: use precision=32-true or another engine"
+        )
+    return name
+
+
+def student_settings(c: Config, *unkeyed: str) -> Settings:
+    """The arguments of the student, but for its weights."""
+    return settings(c.student, "path", "revision", "engine", unkeyed=unkeyed)
 
 
 def bm25_settings(c: Config) -> dict[str, Any]:

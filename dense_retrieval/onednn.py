@@ -18,7 +18,9 @@ def fast_linears(model: nn.Module) -> Iterator[None]:
     AVX-512, where oneDNN reaches 265. Their results differ as those of two CPUs do, in the last digits. A model
     elsewhere, or under autocast, is left alone.
     """
-    linears = [module for module in model.modules() if type(module) is nn.Linear and _supported(module.weight)]
+    linears = [
+        module for module in model.modules() if type(module) is nn.Linear and _supported(module.weight)
+    ]
     for module in linears:
         packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
         bias = None if module.bias is None else module.bias.detach()

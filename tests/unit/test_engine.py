@@ -11,6 +11,8 @@ from dense_retrieval.records import InputError
 from dense_retrieval.student import engine
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
+from dense_retrieval.student.export_engine import export_to
+from dense_retrieval.student.fastest import _speeds, fastest
 from dense_retrieval.student.tokens import Tokens, tokenize
 
 
@@ -19,7 +21,9 @@ def tokens(encoder_folder, tmp_path_factory) -> Tokens:
     """60 texts of 1 to 30 words."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("tokens")
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 31))) for _ in range(60)]
-    tokenize(texts, BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64).tokenizer, 64, "", folder)
+    tokenize(
+        texts, BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64).tokenizer, 64, "", folder
+    )
     return Tokens.load(folder)
 
 
@@ -36,10 +40,12 @@ def test_another_engine_gives_torch_s_embeddings(encoder_folder, tokens, tmp_pat
     for package in engine.PACKAGES[name]:
         pytest.importorskip(package)
     student = BiEncoder.load(str(encoder_folder), pooling=pooling, passage_length=64)
-    engine.export_to(name, student, tmp_path, tokens)
+    export_to(name, student, tmp_path, tokens)
     for max_tokens in (1, 200, 10_000):
         forward = engine.by_file(tmp_path)
-        ours = embedded(student, tokens, tmp_path / f"ours {max_tokens}", forward=forward, max_tokens=max_tokens)
+        ours = embedded(
+            student, tokens, tmp_path / f"ours {max_tokens}", forward=forward, max_tokens=max_tokens
+        )
         torch_s = embedded(student, tokens, tmp_path / f"torch {max_tokens}", max_tokens=max_tokens)
         cosines = (ours * torch_s).sum(1)
         assert cosines.min() > (0.98 if name.endswith("int8") else 0.999999)
@@ -49,16 +55,43 @@ def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):
     pytest.importorskip("openvino")
     student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
     student.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("code of its own\nand more"))
-    with pytest.raises(InputError, match="cannot be exported .* code of its own; use student.engine=torch"):
-        engine.export_to("openvino", student, tmp_path)
+    with pytest.raises(
+        InputError, match="cannot be exported for student.engine=openvino: .*; use student.engine=torch"
+    ):
+        export_to("openvino", student, tmp_path)
 
 
 def test_a_missing_package_or_engine_is_named(monkeypatch):
     with pytest.raises(InputError, match="student.engine=tpu is unknown; use auto, torch"):
         engine.require("tpu")
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs openvino and nncf: pip install 'dense_retrieval\[openvino\]'"):
+    with pytest.raises(
+        InputError, match=r"needs openvino and nncf: pip install 'dense_retrieval\[openvino\]'"
+    ):
         engine.require("openvino_int8")
+
+
+def test_the_fastest_engine_is_measured_once(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    measured = []
+    monkeypatch.setattr(
+        "dense_retrieval.student.fastest._speeds", lambda names, _: measured.append(names) or SPEEDS
+    )
+    for speed, expected in ((1.04, "torch"), (1.06, "openvino")):
+        SPEEDS = {"torch": 1.0, "openvino": speed}
+        fastest.cache_clear()
+        assert fastest(tmp_path / expected, False) == expected
+        fastest.cache_clear()
+        SPEEDS = {"torch": 9.0, "openvino": speed}
+        assert fastest(tmp_path / expected, False) == expected
+    assert (
+        len(measured) == 2 and "openvino" in measured[0] and not any("int8" in name for name in measured[0])
+    )
+
+
+def test_the_probe_measures_every_engine():
+    pytest.importorskip("openvino")
+    assert all(speed > 0 for speed in _speeds(["openvino"], False).values())
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="not used on this CPU")

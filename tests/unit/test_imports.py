@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dense_retrieval"
 LAYERS = [
-    ["records", "batching", "losses"],
+    ["records", "batching", "onednn", "losses"],
     ["stage", "store", "files", "memo", "schemas", "config", "checks", "errors", "tracking", "hub", "sweep"],
     ["corpus"],
     ["queries"],
