@@ -25,12 +25,12 @@ def fast_linears(model: nn.Module) -> Iterator[None]:
         packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
         bias = None if module.bias is None else module.bias.detach()
         forward = torch.ops.mkldnn._linear_pointwise
-        module.forward = partial(forward, W=packed, B=bias, attr="none", scalars=[], algorithm="")
+        vars(module)["forward"] = partial(forward, W=packed, B=bias, attr="none", scalars=[], algorithm="")
     try:
         yield
     finally:
         for module in linears:
-            del module.forward
+            del vars(module)["forward"]
 
 
 def _supported(weight: torch.Tensor) -> bool:
