@@ -10,6 +10,7 @@ import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -56,7 +57,12 @@ def fastest(folder: Path, bf16: bool) -> str:
 
 def _speeds(names: list[str], bf16: bool) -> dict[str, float]:
     """Engine -> tokens a second, of two layers of all-MiniLM-L6-v2's size."""
-    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 384,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 2,
+    }
     model = BiEncoder(BertModel(BertConfig(**sizes)), None, pooling="mean")
     ids = torch.randint(30_000, (16, 128), generator=torch.Generator().manual_seed(0))
     batches: list[Inputs] = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}] * 4
