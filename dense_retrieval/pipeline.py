@@ -162,8 +162,10 @@ def embedded(
     file = None
     if engine != "torch":
         passages = tokenized(c, corpus_of(c), "passages") if engine == "openvino_int8" else None
-        file = exported(weights, passages, student=student, engine=engine)
-    where: dict[str, Any] = {"bf16": on.bf16, "device": on.device, "max_tokens": on.max_tokens}
+        # bfloat16 is how a file is read
+        file = exported(weights, passages, student=student, engine=engine.removesuffix("_bf16"))
+    bf16 = on.bf16 or engine == "openvino_bf16"
+    where: dict[str, Any] = {"bf16": bf16, "device": on.device, "max_tokens": on.max_tokens}
     return embeddings(tokenized(c, texts, of), weights, file, student=student, **where)
 
 

@@ -22,7 +22,8 @@ class Student:
     dropout: float = setting(0.0, "probability", least=0, below=1)
     trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
     engine: str = setting(
-        "torch", "of embeddings on a CPU: torch, openvino, openvino_int8, onnx, onnx_int8; auto = measured"
+        "torch",
+        "of embeddings on a CPU: torch, openvino, openvino_bf16, openvino_int8, onnx, onnx_int8; auto = measured",
     )
 
 

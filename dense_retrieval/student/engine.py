@@ -21,6 +21,7 @@ Forward = Callable[[Iterable[Inputs]], Iterator[np.ndarray]]  # of each batch it
 PACKAGES: dict[str, tuple[str, ...]] = {
     "torch": (),
     "openvino": ("openvino",),
+    "openvino_bf16": ("openvino",),
     "openvino_int8": ("openvino", "nncf"),
     "onnx": ("onnx", "onnxruntime"),
     "onnx_int8": ("onnx", "onnxruntime"),

@@ -49,11 +49,11 @@ def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens |
     Raises:
         InputError: the model cannot be exported.
     """
-    name, _, int8 = engine.partition("_")
+    name, _, precision = engine.partition("_")
     write = {"openvino": _write_openvino, "onnx": _write_onnx}[name]
     try:
         with torch.no_grad(), _silent():
-            write(model.cpu().eval(), folder, calibration, bool(int8))
+            write(model.cpu().eval(), folder, calibration, precision == "int8")
     except Exception as error:  # a tracer or converter raises what it likes
         first = str(error).strip().partition("\n")[0][:200]
         raise InputError(
