@@ -9,7 +9,7 @@ from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, student_ranking, teacher_ranking
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import corpora, hardware, teachers
+from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
 from dense_retrieval.pipeline import (
     Labels,
     Log,
@@ -37,6 +37,9 @@ class Chain:
     student: Step[Path]
     after: dict[str, Step[CandidateList]]  # of the tuned student
     by_type: dict[str, dict[str, Step[CandidateList]]]  # of all students, for the held-out passages' queries
+    by_torch: dict[
+        str, Step[CandidateList]
+    ]  # of the untuned student, where another engine computes embeddings
 
     @property
     def steps(self) -> list[Step[Any]]:
@@ -55,6 +58,7 @@ class Chain:
             self.student,
             *self.after.values(),
             *by_type,
+            *self.by_torch.values(),
         ]
         return [step for step in found if step]
 
@@ -79,6 +83,11 @@ def describe(c: Config, log: Log) -> Chain:
             for name, part in parts.items()
             if part.by_type
         },
+        {
+            name: ranked(part, tested[name], untuned(part.c), "torch")
+            for name, part in parts.items()
+            if engine_of(part.c) != "torch"
+        },
     )
 
 
@@ -99,12 +108,14 @@ def baselines(part: Part, tested: Step[TestSet]) -> dict[str, Step[CandidateList
     return {"BM25": found, UNTUNED: ranked(part, tested, untuned(part.c))}
 
 
-def ranked(part: Part, tested: Step[TestSet], weights: Folder[Path]) -> Step[CandidateList]:
-    """What a student finds."""
+def ranked(
+    part: Part, tested: Step[TestSet], weights: Folder[Path], engine: str | None = None
+) -> Step[CandidateList]:
+    """What a student finds; its embeddings are computed by the configuration's engine, or by another."""
     c = part.c
     return student_ranking(
-        embedded(c, tested, "test queries", weights),
-        embedded(c, part.corpus, "passages", weights),
+        embedded(c, tested, "test queries", weights, engine),
+        embedded(c, part.corpus, "passages", weights, engine),
         part.corpus if c.data.drop_self_matches else None,
         tested if c.data.drop_self_matches else None,
         device=hardware(c).device,

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 def fastest_matmul() -> AbstractContextManager:
     """In this context ``torch.nn.functional.linear``, and so each ``nn.Linear``, is computed, and later
     differentiated, by oneDNN where that is faster."""
-    return _OneDNN() if _mkl_is_slow() else nullcontext()
+    exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # then torch's own names are wanted
+    return _OneDNN() if _mkl_is_slow() and not exported else nullcontext()
 
 
 @cache

@@ -20,7 +20,8 @@ from dense_retrieval.errors import in_one_line
 from dense_retrieval.files import fingerprint
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import Later, Outside, Settings
+from dense_retrieval.stage import Later, Outside, Settings, found
+from dense_retrieval.student.engine import require
 from dense_retrieval.sweep import split_overrides
 
 _WEIGHTS = ("path", "revision", "adapter")  # their content is an input
@@ -200,3 +201,32 @@ def token_limits(c: Config) -> tuple[Any, int | None]:
             raise InputError(f"trainer.{name}={value} is neither a number of tokens nor auto")
     chunk, graph = given["chunk_tokens"], given["graph_tokens"]
     return hardware(c).max_tokens if chunk == "auto" else chunk, None if graph == "auto" else graph
+
+
+def engine_of(c: Config) -> str:
+    """What computes embeddings: ``student.engine``, or what is fastest here.
+
+    Raises:
+        InputError: there is no such engine, it lacks a package, or it cannot compute what is asked for.
+    """
+    name, on = c.student.engine, hardware(c)
+    if name == "torch":
+        return name
+    on_cpu = found(on.device) == "cpu"
+    if name == "auto":
+        from dense_retrieval.student.fastest import fastest
+
+        return fastest(on.memos, on.bf16) if on_cpu else "torch"
+    require(name)
+    if not on_cpu:
+        raise InputError(f"student.engine={name} is for CPUs: use student.engine=torch or device=cpu")
+    if name.startswith("onnx") and on.bf16:
+        raise InputError(
+            f"student.engine={name} computes in float32: use precision=32-true or another engine"
+        )
+    return name
+
+
+def student_settings(c: Config, *unkeyed: str) -> Settings:
+    """The arguments of the student, but for its weights."""
+    return settings(c.student, "path", "revision", "engine", unkeyed=unkeyed)

@@ -25,7 +25,16 @@ from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.hub import model_folder
 from dense_retrieval.losses.loss import Loss, active
-from dense_retrieval.nodes import hardware, outside, plain, settings, teachers, token_limits
+from dense_retrieval.nodes import (
+    engine_of,
+    hardware,
+    outside,
+    plain,
+    settings,
+    student_settings,
+    teachers,
+    token_limits,
+)
 from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
@@ -34,6 +43,7 @@ from dense_retrieval.queries.write import write
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
 from dense_retrieval.stage import Folder, Outside, Step, found
 from dense_retrieval.student.encode import embeddings
+from dense_retrieval.student.export_engine import exported
 from dense_retrieval.student.tokens import Tokens, mixture_tokens, tokens
 from dense_retrieval.teacher.scores import scores
 from dense_retrieval.training.temperatures import temperatures
@@ -147,11 +157,23 @@ def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
     )
 
 
-def embedded(c: Config, texts: Folder[Any], of: str, weights: Folder[Path]) -> Step[np.ndarray]:
-    """Embeddings of what :func:`tokenized` takes, by a student."""
-    on, student = hardware(c), settings(c.student, "path", "revision", unkeyed=_NOT_EMBEDDING)
-    ids = tokenized(c, texts, of)
-    return embeddings(ids, weights, student=student, bf16=on.bf16, device=on.device, max_tokens=on.max_tokens)
+def embedded(
+    c: Config, texts: Folder[Any], of: str, weights: Folder[Path], engine: str | None = None
+) -> Step[np.ndarray]:
+    """Embeddings of what :func:`tokenized` takes, by a student.
+
+    Args:
+        engine: None is the configuration's.
+    """
+    on, student, engine = hardware(c), student_settings(c, *_NOT_EMBEDDING), engine or engine_of(c)
+    file = None
+    if engine != "torch":
+        passages = tokenized(c, corpus_of(c), "passages") if engine == "openvino_int8" else None
+        # bfloat16 is how a file is read
+        file = exported(weights, passages, student=student, engine=engine.removesuffix("_bf16"))
+    bf16 = on.bf16 or engine == "openvino_bf16"
+    where: dict[str, Any] = {"bf16": bf16, "device": on.device, "max_tokens": on.max_tokens}
+    return embeddings(tokenized(c, texts, of), weights, file, student=student, **where)
 
 
 def bm25(c: Config, corpus: Folder[Corpus]) -> Step[BM25]:
@@ -251,7 +273,7 @@ def distil(
         {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
         later.queries if later else None,
         later.corpus if later else None,
-        student=settings(c.student, "path", "revision", unkeyed=_LENGTHS),
+        student=student_settings(c, *_LENGTHS),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
         trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens"),

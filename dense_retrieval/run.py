@@ -19,9 +19,10 @@ from dense_retrieval import plan, sweep
 from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
-from dense_retrieval.evaluation import report, table
+from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
-from dense_retrieval.evaluation.table import TUNED
+from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.nodes import engine_of
 from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
@@ -62,6 +63,9 @@ def main(config: Config) -> float:
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
     yields = {title: _prepared(store, part, chain.labels[title]) for title, part in chain.parts.items()}
     before = {title: _measured(store, chain, title, chain.before[title]) for title in chain.parts}
+    costs = {
+        title: _engine_cost(store, chain, title, before[title].rankings[UNTUNED]) for title in chain.by_torch
+    }
     warnings = {title: table.headroom_warning(measured.rows[2]) for title, measured in before.items()}
     for warning in filter(None, warnings.values()):
         log.warning("%s", warning)
@@ -87,6 +91,7 @@ def main(config: Config) -> float:
             "split": part.c.evaluation.split,
             "yields": yields[title],
             "headroom_warning": warnings[title],
+            "engine": costs.get(title),
         }
         measured = before[title] | after[title]
         rows[title] = _reported(store, chain, title, measured, folder / title, facts, name)
@@ -150,6 +155,22 @@ def _column(store: Store, step: Step[Any], table: str, name: str) -> list[Any]:
 
 def _qrels(store: Store, step: Step[TestSet]) -> Qrels:
     return Qrels.load(store.open(step).path / "qrels.npz")
+
+
+def _engine_cost(store: Store, chain: Chain, title: str, untuned: CandidateList) -> dict[str, Any]:
+    """What it cost that another engine than torch computed the untuned student's embeddings."""
+    c, ours, exact = chain.parts[title].c, chain.before[title][UNTUNED], chain.by_torch[title]
+    engine = engine_of(c)
+    cosines = {}
+    for name in ("query_embeddings", "passage_embeddings"):
+        steps = ours.arguments[name], exact.arguments[name]
+        store.build(exact, *steps)
+        cosines[name.partition("_")[0]] = agreement.cosine(*map(store.load, steps))
+    rankings = {agreement.TORCH: store.load(exact), engine: untuned}
+    measured = measure(_qrels(store, chain.tests[title]), rankings, c.evaluation.metrics, {})
+    found = agreement.cost(engine, cosines, measured)
+    log.info("%s", agreement.line(found, c.evaluation.metrics[0]))
+    return found
 
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from dense_retrieval.checks import check
 from dense_retrieval.config import CONF
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.nodes import student_settings
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import Outside
 from dense_retrieval.store import Store
@@ -99,7 +100,7 @@ def results(
     texts, bm25 = store.load(corpus).passages["text"], store.load(index)
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {
-        name: instantiate(config.student, path=str(of.path), revision=None) for name, of in weights.items()
+        name: instantiate(student_settings(config), path=str(of.path)) for name, of in weights.items()
     }
     for query in queries:
         found = {"BM25": bm25.search([query], top)}

@@ -21,6 +21,10 @@ class Student:
     passage_length: int = setting(512, "tokens", least=4)
     dropout: float = setting(0.0, "probability", least=0, below=1)
     trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
+    engine: str = setting(
+        "torch",
+        "of embeddings on a CPU: torch, openvino, openvino_bf16, openvino_int8, onnx, onnx_int8; auto = measured",
+    )
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from rich.progress import Progress
 from dense_retrieval.batching import pack
 from dense_retrieval.files import in_shards, remove_shards
 from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.student.engine import Forward, by_file, by_torch
 from dense_retrieval.student.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def encode(
     bf16: bool = False,
     max_tokens: int = 4096,
     label: str = "encoding",
+    forward: Forward | None = None,
 ) -> None:
     """Write ``folder/embeddings.npy`` ``(N, D)`` float32: one embedding a text, of length 1.
 
@@ -39,23 +40,23 @@ def encode(
     Args:
         bf16: compute under bfloat16 autocast.
         max_tokens: padded tokens a forward pass.
+        forward: the model by another engine than torch.
     """
-    import torch
-
-    model = model.to(device).eval()
-    order = np.argsort(-tokens.lengths, kind="stable")
-    shard_of = np.cumsum(tokens.lengths[order]) // _TOKENS_A_SHARD
+    computed = forward or by_torch(model, device, bf16)
+    lengths = tokens.lengths
+    order = np.argsort(-lengths, kind="stable")
+    shard_of = np.cumsum(lengths[order]) // _TOKENS_A_SHARD
     parts = np.split(order, np.flatnonzero(np.diff(shard_of)) + 1)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
-    with Progress(transient=True) as progress, autocast, torch.inference_mode():
-        bar = progress.add_task(label, total=int(tokens.lengths.sum()))
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(label, total=int(lengths.sum()))
 
         def embed(rows: np.ndarray) -> np.ndarray:
             out = np.empty((len(rows), model.dimension), dtype=np.float32)
-            for batch in pack(tokens.lengths[rows], max_tokens):
-                inputs = {k: v.to(device) for k, v in tokens.batch(rows[batch]).items()}
-                out[batch] = model(**inputs).float().cpu().numpy()
-                progress.advance(bar, int(tokens.lengths[rows[batch]].sum()))
+            batches = pack(lengths[rows], max_tokens)
+            inputs = (tokens.batch(rows[batch]) for batch in batches)
+            for batch, embedded in zip(batches, computed(inputs), strict=True):
+                out[batch] = embedded
+                progress.advance(bar, int(lengths[rows[batch]].sum()))
             return out
 
         shards = in_shards(folder, parts, embed)
@@ -83,6 +84,7 @@ def embeddings(
     folder: Path,
     tokens: Folder[Tokens],
     weights: Folder[Path],
+    engine: Folder[Path] | None = None,
     /,
     *,
     student: dict[str, Any],
@@ -93,9 +95,12 @@ def embeddings(
     """An embedding of each text.
 
     Args:
+        engine: the student as :func:`~dense_retrieval.student.engine.exported`; None is by torch.
         student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
     """
     model = instantiate(student, path=str(weights.path))
     texts = tokens.load()
-    encode(model, texts, folder, device=device, bf16=bf16, max_tokens=max_tokens, label="embeddings")
+    forward = by_file(engine.path, bf16) if engine else None
+    where: dict[str, Any] = {"device": device, "bf16": bf16, "max_tokens": max_tokens}
+    encode(model, texts, folder, forward=forward, label="embeddings", **where)
     return {"tokens": int(texts.offsets[-1]), "texts": len(texts)}

@@ -23,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 
 from dense_retrieval.run import main
 from dense_retrieval.search import results
+from dense_retrieval.student.engine import PACKAGES
 
 
 @pytest.fixture(scope="module")
@@ -476,3 +477,22 @@ def test_a_plan_says_what_the_run_then_builds(run, finished, command):
         len(re.findall(r"│ training +│ to build", shown)) == 2 and len(re.findall("│ scores +│", shown)) == 1
     )
     assert not (finished / "runs/sweep_plan").exists()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "openvino_int8"])
+def test_another_engine_says_what_it_costs(engine, finished, run, command):
+    for package in PACKAGES[engine]:
+        pytest.importorskip(package)
+    process = run(finished, *command, f"student.engine={engine}", f"hydra.run.dir=runs/{engine}")
+    said = json.loads((finished / f"runs/{engine}/metrics.json").read_text())
+    cost, untuned = said["engine"], said["systems"]["untuned student"]["means"]["nDCG@10"]
+    usual = json.loads((finished / "runs/first/metrics.json").read_text())
+    assert usual["engine"] is None
+    assert cost["nDCG@10"] == {
+        "torch": usual["systems"]["untuned student"]["means"]["nDCG@10"],
+        engine: untuned,
+    }
+    for cosines in cost["cosines"].values():
+        assert 1.001 > cosines["min"] > (0.98 if "int8" in engine else 0.999999)
+    assert f"{engine} against torch: cosine of query" in process.stderr + process.stdout
+    assert said["used"] != usual["used"]

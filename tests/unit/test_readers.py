@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "querytype.types": ["claim", "question"],
     "data.text": "title_and_text",
     "student.pooling": "cls",
+    "student.engine": "openvino",
     "retriever.library": "rank_bm25",
     "precision": "bf16-mixed",
     "evaluation.split": "train",

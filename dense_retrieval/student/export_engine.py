@@ -1,0 +1,140 @@
+"""The student as a file of another engine than torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.utils import instantiate
+
+from dense_retrieval.records import InputError
+from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.student.engine import Inputs, require
+from dense_retrieval.student.tokens import Tokens
+
+if TYPE_CHECKING:
+    from dense_retrieval.student.bi_encoder import BiEncoder
+
+_CALIBRATION_TEXTS = 100
+
+
+@stage(lambda folder: folder)
+def exported(
+    folder: Path,
+    weights: Folder[Path],
+    calibration: Folder[Tokens] | None,
+    /,
+    *,
+    student: dict[str, Any],
+    engine: str,
+) -> Counts:
+    """The student, its pooling and normalisation included, as a file of another engine.
+
+    Args:
+        calibration: passages, from which the ranges of int8 activations are taken; for ``openvino_int8``.
+        student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
+    """
+    require(engine)
+    model = instantiate(student, path=str(weights.path))
+    export_to(engine, model, folder, calibration.load() if calibration else None)
+    return {"bytes": sum(file.stat().st_size for file in folder.iterdir())}
+
+
+def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens | None = None) -> None:
+    """Write ``model.xml`` and ``model.bin``, or ``model.onnx``: ``input_ids``, ``attention_mask`` -> embeddings.
+
+    Raises:
+        InputError: the model cannot be exported.
+    """
+    import torch
+
+    name, _, precision = engine.partition("_")
+    write = {"openvino": _write_openvino, "onnx": _write_onnx}[name]
+    try:
+        with torch.no_grad(), _silent():
+            write(model.cpu().eval(), folder, calibration, precision == "int8")
+    except Exception as error:  # a tracer or converter raises what it likes
+        first = str(error).strip().partition("\n")[0][:200]
+        raise InputError(
+            f"student.path={model.path} cannot be exported for student.engine={engine}: {first}; "
+            "use student.engine=torch"
+        ) from error
+
+
+def _write_openvino(model: BiEncoder, folder: Path, calibration: Tokens | None, int8: bool) -> None:
+    import openvino
+
+    converted = openvino.convert_model(model, example_input=_example())
+    if int8:
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        assert calibration is not None
+        # int8 weights and activations, as sentence-transformers' export_static_quantized_openvino_model
+        converted = nncf.quantize(
+            converted,
+            nncf.Dataset(list(_sample(calibration))),
+            subset_size=_CALIBRATION_TEXTS,
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
+    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+
+
+def _sample(tokens: Tokens) -> Iterator[dict[str, np.ndarray]]:
+    """Some texts from all of the table, one a batch: nothing is padding."""
+    rows = np.linspace(0, len(tokens) - 1, min(_CALIBRATION_TEXTS, len(tokens)), dtype=np.int64)
+    for row in rows:
+        yield {name: values.numpy() for name, values in tokens.batch(np.array([row])).items()}
+
+
+def _write_onnx(model: BiEncoder, folder: Path, calibration: Tokens | None, int8: bool) -> None:
+    import torch
+
+    file = folder / "model.onnx"
+    axes = {0: "texts", 1: "tokens"}
+    torch.onnx.export(
+        model,
+        tuple(_example().values()),
+        str(file),
+        input_names=["input_ids", "attention_mask"],
+        output_names=["embeddings"],
+        dynamic_axes={"input_ids": axes, "attention_mask": axes, "embeddings": {0: "texts"}},
+        opset_version=17,
+        dynamo=False,  # the other exporter fixes the number of texts of some architectures
+    )
+    if int8:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        whole = file.rename(folder / "float32.onnx")
+        quantize_dynamic(
+            whole, file, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True
+        )
+        whole.unlink()
+
+
+def _example() -> Inputs:
+    """Ragged, so that the mask is traced too."""
+    import torch
+
+    ids = torch.ones(3, 8, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the warnings of tracers and the bars of quantisers."""
+    level = logging.root.level  # which OpenVINO changes where it fails
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.root.setLevel(level)

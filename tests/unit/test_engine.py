@@ -1,0 +1,122 @@
+"""The student's embeddings by other engines than torch, and by oneDNN, against torch's."""
+
+import numpy as np
+import pytest
+from conftest import WORDS
+from hydra import compose, initialize_config_dir
+
+from dense_retrieval.config import CONF
+from dense_retrieval.nodes import engine_of
+from dense_retrieval.pipeline import corpus_of, embedded, untuned
+from dense_retrieval.records import InputError
+from dense_retrieval.student import engine
+from dense_retrieval.student.bi_encoder import BiEncoder
+from dense_retrieval.student.encode import encode
+from dense_retrieval.student.export_engine import export_to
+from dense_retrieval.student.fastest import _speeds, fastest
+from dense_retrieval.student.tokens import Tokens, tokenize
+
+
+@pytest.fixture(scope="module")
+def tokens(encoder_folder, tmp_path_factory) -> Tokens:
+    """60 texts of 1 to 30 words."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("tokens")
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 31))) for _ in range(60)]
+    tokenize(
+        texts, BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64).tokenizer, 64, "", folder
+    )
+    return Tokens.load(folder)
+
+
+def embeddings_of(student: BiEncoder, tokens: Tokens, folder, **settings) -> np.ndarray:
+    folder.mkdir()
+    encode(student, tokens, folder, **settings)
+    return np.load(folder / "embeddings.npy")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("name", [name for name in engine.PACKAGES if name != "torch"])
+def test_another_engine_gives_torch_s_embeddings(encoder_folder, tokens, tmp_path, name, pooling):
+    """Of ragged batches, of batches without padding, and of one text."""
+    for package in engine.PACKAGES[name]:
+        pytest.importorskip(package)
+    student = BiEncoder.load(str(encoder_folder), pooling=pooling, passage_length=64)
+    export_to(name, student, tmp_path, tokens)
+    for max_tokens in (1, 200, 10_000):
+        forward = engine.by_file(tmp_path, name.endswith("bf16"))
+        ours = embeddings_of(
+            student, tokens, tmp_path / f"ours {max_tokens}", forward=forward, max_tokens=max_tokens
+        )
+        torch_s = embeddings_of(student, tokens, tmp_path / f"torch {max_tokens}", max_tokens=max_tokens)
+        cosines = (ours * torch_s).sum(1)
+        assert cosines.min() > {"int8": 0.98, "bf16": 0.999}.get(name.partition("_")[2], 0.999999)
+
+
+def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):
+    pytest.importorskip("openvino")
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+    student.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("code of its own\nand more"))
+    with pytest.raises(
+        InputError, match="cannot be exported for student.engine=openvino: .*; use student.engine=torch"
+    ):
+        export_to("openvino", student, tmp_path)
+
+
+def test_a_missing_package_or_engine_is_named(monkeypatch):
+    with pytest.raises(InputError, match="student.engine=tpu is unknown; use auto, torch"):
+        engine.require("tpu")
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"needs openvino and nncf: pip install 'dense_retrieval\[openvino\]'"
+    ):
+        engine.require("openvino_int8")
+
+
+def test_the_fastest_engine_is_measured_once(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    measured = []
+    monkeypatch.setattr(
+        "dense_retrieval.student.fastest._speeds", lambda names, _: measured.append(names) or SPEEDS
+    )
+    for speed, expected in ((1.04, "torch"), (1.06, "openvino")):
+        SPEEDS = {"torch": 1.0, "openvino": speed}
+        fastest.cache_clear()
+        assert fastest(tmp_path / expected, False) == expected
+        fastest.cache_clear()
+        SPEEDS = {"torch": 9.0, "openvino": speed}
+        assert fastest(tmp_path / expected, False) == expected
+    assert (
+        len(measured) == 2 and "openvino" in measured[0] and not any("int8" in name for name in measured[0])
+    )
+
+
+def test_the_probe_measures_every_engine():
+    pytest.importorskip("openvino")
+    assert all(speed > 0 for speed in _speeds(["openvino"], False).values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["student.engine=onnx", "precision=bf16-mixed"], "computes in float32: use precision=32-true"),
+        (["student.engine=tpu"], "student.engine=tpu is unknown"),
+    ],
+)
+def test_what_an_engine_cannot_compute_is_refused(settings, message):
+    pytest.importorskip("onnxruntime")
+    with initialize_config_dir(CONF, version_base=None), pytest.raises(InputError, match=message):
+        engine_of(compose("config", overrides=settings))
+
+
+def test_torch_is_the_engine_that_keys_do_not_name(monkeypatch, tmp_path):
+    with initialize_config_dir(CONF, version_base=None):
+        usual = compose("config", overrides=[f"cache_dir={tmp_path}"])
+        auto = compose("config", overrides=[f"cache_dir={tmp_path}", "student.engine=auto"])
+    keys = {}
+    for name, config, found in (("torch", usual, ""), ("auto", auto, "torch"), ("onnx", auto, "onnx")):
+        monkeypatch.setattr("dense_retrieval.student.fastest.fastest", lambda *_, found=found: found)
+        keys[name] = embedded(config, corpus_of(config), "passages", untuned(config)).made_from
+    assert keys["torch"] == keys["auto"]
+    assert "engine" not in keys["torch"]["inputs"] and "engine" not in keys["torch"]["settings"]["student"]
+    assert keys["onnx"]["inputs"].pop("engine").startswith("exported-")
+    assert keys["onnx"] == keys["torch"]
