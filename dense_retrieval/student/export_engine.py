@@ -130,11 +130,14 @@ def _example() -> Inputs:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without the warnings of tracers and the bars of quantisers."""
-    level = logging.root.level  # which OpenVINO changes where it fails
+    """Without the warnings of tracers and the bars of quantisers, which also change everybody's logging."""
+    root = logging.root
+    levels, filters = {of: of.level for of in (root, *root.handlers)}, root.filters[:]
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.root.setLevel(level)
+        for of, level in levels.items():
+            of.setLevel(level)
+        root.filters[:] = filters

@@ -1,4 +1,6 @@
-"""The student's embeddings by other engines than torch, and by oneDNN, against torch's."""
+"""The student's embeddings by other engines than torch, against torch's."""
+
+import logging
 
 import numpy as np
 import pytest
@@ -60,6 +62,19 @@ def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):
         InputError, match="cannot be exported for student.engine=openvino: .*; use student.engine=torch"
     ):
         export_to("openvino", student, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["openvino_int8", "onnx_int8"])
+def test_an_export_leaves_the_logging_as_it_was(encoder_folder, tokens, tmp_path, name, caplog):
+    for package in engine.PACKAGES[name]:
+        pytest.importorskip(package)
+    before = logging.root.level, [handler.level for handler in logging.root.handlers], logging.root.filters[:]
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+    export_to(name, student, tmp_path, tokens)
+    after = logging.root.level, [handler.level for handler in logging.root.handlers], logging.root.filters[:]
+    assert after == before
+    logging.getLogger("dense_retrieval").warning("heard")
+    assert caplog.messages[-1] == "heard"
 
 
 def test_a_missing_package_or_engine_is_named(monkeypatch):
