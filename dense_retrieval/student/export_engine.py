@@ -132,12 +132,13 @@ def _example() -> Inputs:
 def _silent() -> Iterator[None]:
     """Without the warnings of tracers and the bars of quantisers, which also change everybody's logging."""
     root = logging.root
-    levels, filters = {of: of.level for of in (root, *root.handlers)}, root.filters[:]
+    level, levels, filters = root.level, [of.level for of in root.handlers], root.filters[:]
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for of, level in levels.items():
-            of.setLevel(level)
+        root.setLevel(level)
+        for handler, its_level in zip(root.handlers, levels, strict=False):
+            handler.setLevel(its_level)
         root.filters[:] = filters
