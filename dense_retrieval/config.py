@@ -87,6 +87,9 @@ class Trainer:
     graph_tokens: Any = setting(
         "auto", "padded tokens whose activations fit in memory; auto: while memory is free", least=0
     )
+    compile: bool = setting(
+        False, "compile the student with torch.compile, which pays on GPUs in long trainings"
+    )
     devices: int = setting(1, "GPUs, or processes on a CPU, that share a step", least=1)
 
 

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 def fastest_matmul() -> AbstractContextManager:
     """In this context ``torch.nn.functional.linear``, and so each ``nn.Linear``, is computed, and later
     differentiated, by oneDNN where that is faster."""
-    exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # then torch's own names are wanted
-    return _OneDNN() if _mkl_is_slow() and not exported else nullcontext()
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _mkl_is_slow():
+        return nullcontext()  # what compiles or exports a model wants torch's own functions
+    return _OneDNN()
 
 
 @cache

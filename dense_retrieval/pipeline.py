@@ -58,8 +58,9 @@ Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
 
 
-_NOT_EMBEDDING = ("query_prefix", "passage_prefix", "query_length", "passage_length", "dropout")
-_LENGTHS = ("query_prefix", "passage_prefix", "query_length", "passage_length")  # these are in the token ids
+# Prefixes and lengths are in the token ids; the implementation of attention changes speed.
+_NOT_TRAINING = ("query_prefix", "passage_prefix", "query_length", "passage_length", "attention")
+_NOT_EMBEDDING = (*_NOT_TRAINING, "dropout")
 
 
 @dataclass(frozen=True)
@@ -273,10 +274,10 @@ def distil(
         {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
         later.queries if later else None,
         later.corpus if later else None,
-        student=student_settings(c, *_LENGTHS),
+        student=student_settings(c, *_NOT_TRAINING),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
-        trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens"),
+        trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens", "compile"),
         precision=on.precision,
         seed=c.seed,
         device=on.device,
@@ -287,6 +288,7 @@ def distil(
         devices=trainer.devices,
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
+        compile=trainer.compile,
     )
 
 

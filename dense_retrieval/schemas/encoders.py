@@ -20,6 +20,9 @@ class Student:
     query_length: int = setting(64, "tokens", least=4)
     passage_length: int = setting(512, "tokens", least=4)
     dropout: float = setting(0.0, "probability", least=0, below=1)
+    attention: str | None = setting(
+        None, "transformers' name of an implementation, such as flash_attention_2; null = its choice"
+    )
     trust_remote_code: bool = setting(False, "run modelling code that comes with the weights")
     engine: str = setting(
         "torch",

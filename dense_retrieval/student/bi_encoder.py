@@ -71,6 +71,7 @@ class BiEncoder(nn.Module):
         *,
         revision: str | None = None,
         dropout: float = 0.0,
+        attention: str | None = None,
         trust_remote_code: bool = False,
         **settings,
     ) -> "BiEncoder":
@@ -78,6 +79,7 @@ class BiEncoder(nn.Module):
 
         Args:
             dropout: probability at every dropout of the transformer; 0 in the paper.
+            attention: transformers' name of an implementation; ``flash_attention_2`` computes no padding.
             trust_remote_code: run modelling code that comes with the weights.
             settings: the keyword arguments of :class:`BiEncoder`.
 
@@ -104,6 +106,7 @@ class BiEncoder(nn.Module):
             new=("pooler.",),  # comes after the hidden states that are pooled here
             trust_remote_code=trust_remote_code,
             config=config,
+            **({"attn_implementation": attention} if attention else {}),
         )
         return cls(transformer, load_tokenizer(folder, named, trust_remote_code), path=path, **settings)
 

@@ -88,6 +88,7 @@ class DistillationModule(LightningModule):
         clip: greatest norm of the gradient.
         chunk_tokens, graph_tokens: see :func:`gradient_cache.backward`; speed only. Without ``graph_tokens``
             as many as the free memory holds, of each step anew.
+        compile: the student, with torch.compile; speed only.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class DistillationModule(LightningModule):
         clip: float = 1.0,
         chunk_tokens: int = 4096,
         graph_tokens: int | Callable[[int], bool] | None = None,
+        compile: bool = False,
         scored_later: ScoredLater | None = None,
     ) -> None:
         super().__init__()
@@ -123,9 +125,14 @@ class DistillationModule(LightningModule):
         self.clip = clip
         self.chunk_tokens = chunk_tokens
         self.graph_tokens = graph_tokens
+        self.to_compile = compile
         self._unchecked: tuple[int, Tensor, Tensor] | None = None
         # In a list: no submodule, so in no checkpoint, and never trained.
         self._scored_later = [scored_later]
+
+    def setup(self, stage: str) -> None:
+        if self.to_compile:  # here, as no compiled module can be sent to another process
+            self.student.compile(dynamic=True)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(

@@ -19,7 +19,7 @@ from dense_retrieval.teacher.scores import load_teacher
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SPEED = ("chunk_tokens", "graph_tokens", "devices", "device", "log")
+_SPEED = ("chunk_tokens", "graph_tokens", "compile", "devices", "device", "log")
 
 
 def _most(groups: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
@@ -47,6 +47,7 @@ def train(
     seed: int,
     chunk_tokens: int,
     graph_tokens: int | None,
+    compile: bool,
     devices: int,
     device: str,
     log: Callable[[Mapping[str, float], int], None] | None,
@@ -100,6 +101,7 @@ def train(
         scored_later=later,
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
+        compile=compile,
         **{name: value for name, value in trainer.items() if name not in ("batch_size", "patience")},
     )
     summary = fit(

@@ -209,6 +209,16 @@ def test_training_lowers_the_dev_loss_and_keeps_the_best(data, encoder_folder, t
     assert module.mean_terms(LOSS, uneven.val_dataloader())["listwise"] == pytest.approx(listwise, rel=1e-5)
 
 
+def test_the_student_is_compiled_where_it_is_trained(data, encoder_folder, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+    module, module_data = parts(data, encoder_folder, epochs=1)
+    module.to_compile = True
+    assert compiled == []
+    fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
+    assert compiled == [(module.student, {"dynamic": True})]
+
+
 def test_nothing_that_helps_leaves_the_untuned_student(data, encoder_folder, tmp_path):
     module, module_data = parts(data, encoder_folder, rate=5.0)
     before = weights(module)

@@ -103,6 +103,16 @@ def test_where_memory_ends_changes_no_bit(dropout):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_compiled_student_has_the_same_gradients():
+    texts, loss = problem()
+    once, compiled = encoder(), encoder()
+    compiled.compile(dynamic=True, backend="aot_eager")
+    for model in (once, compiled):
+        backward(model, texts, loss, chunk_tokens=40, graph_tokens=memory.Free(model, texts, 40))
+    assert compiled._compiled_call_impl is not None
+    assert relative_error(gradients(compiled), gradients(once)) < 1e-5
+
+
 def test_activations_are_counted_to_the_byte():
     """A linear layer keeps its input, a product both factors; no weight counts."""
     layer = nn.Linear(8, 4)

@@ -285,3 +285,12 @@ def test_concatenated_tokens(tmp_path):
         row.tolist() for row in (parts[0][0], parts[0][1], parts[1][0])
     ]
     assert len(everything) == 3
+
+
+def test_attention_is_computed_as_asked(encoder_folder):
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=64, attention="eager")
+    assert student.transformer.config._attn_implementation == "eager"
+    with pytest.raises(
+        InputError, match=r"^student.path=[^\n]*flash[^\n]*$"
+    ):  # which needs a package, and a GPU
+        BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=64, attention="flash_attention_2")
