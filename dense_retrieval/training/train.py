@@ -82,6 +82,7 @@ def train(
         false_negative_ratio,
         seed,
         np.load(by_corpus) if by_corpus.exists() else None,
+        workers=1 if device.startswith("cuda") else 0,
     )
     later = None
     if teacher and teacher_weights and texts and corpus:

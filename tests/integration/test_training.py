@@ -2,7 +2,7 @@
 
 import pickle
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from conftest import WORDS
 from pytorch_lightning.callbacks import Callback
 
+from dense_retrieval.groups.batch import Batch
 from dense_retrieval.groups.datamodule import GroupsDataModule
 from dense_retrieval.losses.infonce import InfoNCE
 from dense_retrieval.losses.listwise import Listwise
@@ -337,6 +338,19 @@ def test_batches_do_not_depend_on_who_asks(data):
     assert orders[0] != orders[1]
     seen = torch.cat([batch.queries for batch in one.train_dataloader()])
     assert sorted(seen.tolist()) == list(range(20))
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_batches_that_another_process_makes_are_the_same(data):
+    loaders = []
+    for workers in (0, 1):
+        loader = GroupsDataModule(data[0], 8, 0.6, seed=3, workers=workers).train_dataloader()
+        loader.sampler.set_epoch(1)
+        loaders.append(loader)
+    for here, there in zip(*loaders, strict=True):
+        assert isinstance(there, Batch)
+        for field in fields(Batch):
+            assert torch.equal(getattr(here, field.name), getattr(there, field.name)), field.name
 
 
 def test_a_batch_is_of_one_corpus(data):
