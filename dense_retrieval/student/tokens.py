@@ -73,6 +73,7 @@ def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, fold
         Counts of texts and of tokens, special ones included.
     """
     parts = np.array_split(np.arange(len(texts)), range(_TEXTS_A_SHARD, len(texts), _TEXTS_A_SHARD))
+    parts = [rows for rows in parts if len(rows)]
     with Progress(transient=True) as progress:
         bar = progress.add_task("tokens", total=len(texts))
 
@@ -90,13 +91,12 @@ def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, fold
             progress.advance(bar, len(rows))
             return np.concatenate([np.array([len(i) for i in ids], dtype=np.int32), *ids])
 
-        shards = in_shards(folder, [rows for rows in parts if len(rows)], lengths_and_ids)
-    sizes = [len(rows) for rows in parts if len(rows)]
+        shards = in_shards(folder, parts, lengths_and_ids)
     with (folder / "ids.bin").open("wb") as stream:
-        for n, shard in zip(sizes, shards, strict=True):
-            shard[n:].tofile(stream)
-    lengths = [shard[:n] for n, shard in zip(sizes, shards, strict=True)]
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+        for rows, shard in zip(parts, shards, strict=True):
+            shard[len(rows) :].tofile(stream)
+    lengths = [shard[: len(rows)] for rows, shard in zip(parts, shards, strict=True)]
+    offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
     np.savez(folder / "index.npz", offsets=offsets, pad_id=tokenizer.pad_token_id)
     remove_shards(folder)
     return {"texts": len(texts), "tokens": int(offsets[-1])}

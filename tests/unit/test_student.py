@@ -102,6 +102,34 @@ def test_tokens_keep_every_text(encoder_folder, tmp_path):
     assert batch["attention_mask"].sum().item() == len(expected[0]) + len(expected[1])
 
 
+def test_tokenising_goes_on_after_a_kill(encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dense_retrieval.student.tokens._TEXTS_A_SHARD", 1)
+    tokenizer = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32).tokenizer
+    asked: list[str] = []
+
+    class Dies:
+        pad_token_id = tokenizer.pad_token_id
+
+        def __call__(self, texts, **settings):
+            asked.extend(texts)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return tokenizer(texts, **settings)
+
+    for name in ("broken", "whole", "none"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(TEXTS, Dies(), 8, "", tmp_path / "broken")
+    tokenize(TEXTS, Dies(), 8, "", tmp_path / "broken")
+    assert asked == [*TEXTS[:3], *TEXTS[2:]]
+    monkeypatch.undo()
+    tokenize(TEXTS, tokenizer, 8, "", tmp_path / "whole")
+    for file in ("ids.bin", "index.npz"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert not list(tmp_path.glob("*/shard-*"))
+    assert tokenize([], tokenizer, 8, "", tmp_path / "none") == {"texts": 0, "tokens": 0}
+
+
 def test_encoding_goes_on_after_a_kill(encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dense_retrieval.student.encode._TOKENS_A_SHARD", 10)
     student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
