@@ -8,6 +8,7 @@ of its own, on one thread, the contestants taking turns; time is CPU seconds, to
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def measured(name: str, batch: int, queries: list[str], passages: list[str]) -> 
     else:
         from sentence_transformers import CrossEncoder
 
-        folder = "/tmp/cross-encoder"
+        folder = tempfile.mkdtemp()
         teacher.classifier.save_pretrained(folder)
         teacher.tokenizer.save_pretrained(folder)
         model = CrossEncoder(folder, max_length=LENGTH, device="cpu")

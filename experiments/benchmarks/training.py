@@ -9,6 +9,7 @@ compared. Every measurement is a process of its own, on one thread, the contesta
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -72,8 +73,7 @@ def ours(queries, passages, rows, tokens, _):
     student = BiEncoder.load(MODEL, pooling="mean", query_length=tokens, passage_length=tokens).train()
     sides = []
     for side in (queries, passages):
-        folder = Path(f"/tmp/tokens-{len(side)}-{tokens}")
-        folder.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp())
         tokenize(side, student.tokenizer, tokens, "", folder)
         sides.append(Tokens.load(folder))
     teacher = np.zeros(rows.shape, dtype=np.float32)
@@ -175,18 +175,19 @@ def main() -> None:
         return
     own = [__file__, "--scifact", given.scifact, "--queries", str(given.queries)]
     own += ["--k", str(given.k), "--tokens", str(given.tokens)]
+    outputs = tempfile.mkdtemp()
     peers = [(name, m) for name in ("sentence-transformers", "loop") for m in given.minibatches]
     contestants = {
-        f"{name} {m}".removesuffix(" 0"): process(*own, "--one", name, str(m), f"/tmp/{name}.pt")
+        f"{name} {m}".removesuffix(" 0"): process(*own, "--one", name, str(m), f"{outputs}/{name}.pt")
         for name, m in [("ours", 0), *peers]
     }
     found = turns(contestants, given.repeats)
-    mine = torch.load("/tmp/ours.pt")
+    mine = torch.load(f"{outputs}/ours.pt")
     for peer in ("sentence-transformers", "loop"):
         name = min(
             (n for n in found if n.startswith(peer)), key=lambda n: min(r["seconds"] for r in found[n])
         )
-        theirs = torch.load(f"/tmp/{peer}.pt")
+        theirs = torch.load(f"{outputs}/{peer}.pt")
         report(
             f"training step {given.queries} x {given.k}, {given.tokens} tokens",
             found["ours"],
