@@ -37,11 +37,14 @@ TAU, RATE = 0.01, 1e-5
 
 
 def groups(folder: str, n: int, k: int) -> tuple[list[str], list[str], np.ndarray]:
-    """Queries, passages, and ``(n, k)`` passage rows, the right one first; no other is right for any query."""
+    """Queries, passages, and ``(n, k)`` passage rows, the right one first; no other is right for a training query."""
     corpus = read_folder(folder)
     qrels, passages = corpus.qrels["train"], list(corpus.passages["text"])
     right = {int(q): int(p) for q, p in zip(qrels.query[::-1], qrels.passage[::-1], strict=True)}
-    chosen = np.random.default_rng(0).permutation(sorted(right))[:n]
+    chosen = np.random.default_rng(0).permutation(sorted(right))
+    # Queries that share a passage come last: the peers count it twice.
+    first = np.unique([right[int(q)] for q in chosen], return_index=True)[1]
+    chosen = np.concatenate([chosen[np.sort(first)], np.delete(chosen, first)])[:n]
     queries = [corpus.queries["train"]["text"][int(q)] for q in chosen]
     index = bm25s.BM25()
     index.index(bm25s.tokenize(passages, show_progress=False), show_progress=False)
