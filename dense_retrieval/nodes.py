@@ -20,7 +20,7 @@ from dense_retrieval.errors import in_one_line
 from dense_retrieval.files import fingerprint
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import Later, Outside, Settings, found
+from dense_retrieval.stage import Later, Outside, Settings, resolved
 from dense_retrieval.student.engine import require
 from dense_retrieval.sweep import split_overrides
 
@@ -212,7 +212,7 @@ def engine_of(c: Config) -> str:
     name, on = c.student.engine, hardware(c)
     if name == "torch":
         return name
-    on_cpu = found(on.device) == "cpu"
+    on_cpu = resolved(on.device) == "cpu"
     if name == "auto":
         from dense_retrieval.student.fastest import fastest
 

@@ -41,7 +41,7 @@ from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
-from dense_retrieval.stage import Folder, Outside, Step, found
+from dense_retrieval.stage import Folder, Outside, Step, resolved
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.export_engine import exported
 from dense_retrieval.student.tokens import Tokens, mixture_tokens, tokens
@@ -284,7 +284,9 @@ def distil(
         log=log,
         teacher=members[0] if later else None,
         # With dropout each pass draws its own random numbers.
-        cut={"devices": trainer.devices, "chunk_tokens": found(chunk_tokens)} if c.student.dropout else None,
+        cut={"devices": trainer.devices, "chunk_tokens": resolved(chunk_tokens)}
+        if c.student.dropout
+        else None,
         devices=trainer.devices,
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,

@@ -120,7 +120,8 @@ class Later:
     find: Callable[[], Any]
 
 
-def found(value: Any) -> Any:
+def resolved(value: Any) -> Any:
+    """A setting's value, found now if it was for later."""
     return value.find() if isinstance(value, Later) else value
 
 
@@ -183,7 +184,7 @@ class Step(Folder[T_co]):
                 return {name: placed(item) for name, item in value.items()}
             return built(value) if isinstance(value, Step | Member) else value
 
-        settings = {name: found(value) for name, value in self.settings.items()}
+        settings = {name: resolved(value) for name, value in self.settings.items()}
         return self.stage.function(folder, *map(placed, self.arguments.values()), **settings)
 
 

@@ -95,7 +95,7 @@ def embeddings(
     """An embedding of each text.
 
     Args:
-        engine: the student as :func:`~dense_retrieval.student.engine.exported`; None is by torch.
+        engine: the student as :func:`~dense_retrieval.student.export_engine.exported`; None is by torch.
         student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
     """
     model = instantiate(student, path=str(weights.path))

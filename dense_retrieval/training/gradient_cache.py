@@ -99,11 +99,11 @@ def _encode(
         more = len(rows) * int(texts.lengths[rows].max())
         with_graph = with_graph and (kept + more <= fits if isinstance(fits, int) else fits(more))
         kept += more
-        state = _RandomState(weight.device)
+        state = None if with_graph else _RandomState(weight.device)
         with torch.set_grad_enabled(with_graph):
             output = encoder(**texts.batch(rows))
         embeddings[rows] = output.detach().to(dtype)
-        passes.append(output if with_graph else state)
+        passes.append(state or output)
     if _processes() > 1:
         dist.all_reduce(embeddings)  # the other processes' rows are 0 here
     return embeddings, passes

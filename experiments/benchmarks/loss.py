@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/loss.py --queries 4096 --candidates 20 --unique 44568
 
-Forward and backward, float32, at the paper's batch. Prints a JSON object a measure; ratios are ours over the peer's:
+Forward and backward, float32, at the paper's batch. Prints a JSON object a measure; ratios are the peer's over ours:
 of seconds, the median of the repeats and their range.
 """
 
@@ -147,9 +147,9 @@ def compare(name: str, given: argparse.Namespace, parts: dict[str, Tensor]) -> N
         values = {
             "ours": np.median(ours),
             "peer": np.median(peer),
-            "ratio": np.median(ours / peer),
-            "ratio_low": (ours / peer).min(),
-            "ratio_high": (ours / peer).max(),
+            "ratio": np.median(peer / ours),
+            "ratio_low": (peer / ours).min(),
+            "ratio_high": (peer / ours).max(),
         }
         found: dict[str, Any] = {"measure": f"{clock} of {name}"}
         found |= {of: float(f"{value:.4g}") for of, value in values.items()} | most
