@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import faulthandler
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
@@ -42,6 +44,12 @@ WORDS = [
     "tree",
     "root",
 ]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A crash says where: Lightning, at the end of each training, takes pytest's handler of signals away."""
+    faulthandler.disable()
+    faulthandler.enable(item.config.stash[fault_handler_stderr_fd_key])
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
