@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -80,11 +81,19 @@ def by_file(folder: Path, bf16: bool = False) -> Forward:
     return _by_onnx(folder / "model.onnx")
 
 
-def _by_openvino(file: Path, bf16: bool) -> Forward:
+@cache
+def openvino_core() -> Any:
+    """OpenVINO, once a process: each of its cores gives the thread another stack for signals, and puts back, when it
+    goes, the one that it had found. That may be another core's, long gone: the next signal then ends the process."""
     import openvino
+
+    return openvino.Core()
+
+
+def _by_openvino(file: Path, bf16: bool) -> Forward:
     import torch
 
-    compiled = openvino.Core().compile_model(
+    compiled = openvino_core().compile_model(
         file,
         "CPU",
         {

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Counts, Folder, stage
-from dense_retrieval.student.engine import Inputs, require
+from dense_retrieval.student.engine import Inputs, openvino_core, require
 from dense_retrieval.student.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens |
 def _write_openvino(model: BiEncoder, folder: Path, calibration: Tokens | None, int8: bool) -> None:
     import openvino
 
+    openvino_core()  # before the quantiser's own, which go
     converted = openvino.convert_model(model, example_input=_example())
     if int8:
         import nncf

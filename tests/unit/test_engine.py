@@ -1,6 +1,11 @@
 """The student's embeddings by other engines than torch, against torch's."""
 
+import ctypes
+import gc
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +59,28 @@ def test_another_engine_gives_torch_s_embeddings(encoder_folder, tokens, tmp_pat
         assert cosines.min() > {"int8": 0.98, "bf16": 0.999}.get(name.partition("_")[2], 0.999999)
 
 
+def test_signals_are_survived_after_models_are_gone(encoder_folder, tokens, tmp_path):
+    """OpenVINO gives the thread another stack for signals, and takes it back in the wrong order: Ctrl-C was a crash."""
+    pytest.importorskip("openvino")
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+    export_to("openvino", student, tmp_path, tokens)
+    program = f"""
+import gc, os, signal, sys
+from pathlib import Path
+from dense_retrieval.student.engine import by_file
+
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+first = by_file(Path({str(tmp_path)!r}))
+second = by_file(Path({str(tmp_path)!r}))
+for forward in ("first", "second"):
+    del globals()[forward]
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\nheard\n"), done.stderr
+
+
 def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):
     pytest.importorskip("openvino")
     student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
@@ -62,6 +89,29 @@ def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):
         InputError, match="cannot be exported for student.engine=openvino: .*; use student.engine=torch"
     ):
         export_to("openvino", student, tmp_path)
+
+
+def test_a_quantiser_leaves_the_stack_of_signals_in_place(encoder_folder, tokens, tmp_path):
+    for name in ("openvino_int8", "openvino_int8", "openvino"):
+        pytest.importorskip("nncf")
+        student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+        export_to(name, student, tmp_path, tokens)
+        gc.collect()
+        assert _signal_stack_is_there()
+
+
+def _signal_stack_is_there() -> bool:
+    """Of this thread, on Linux, which would end the process rather than say so."""
+
+    class Stack(ctypes.Structure):
+        _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    stack = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    first, last = stack.start or 0, (stack.start or 0) + stack.size - 1
+    mapped = [any(int(a, 16) <= byte < int(b, 16) for a, b in ranges) for byte in (first, last)]
+    return stack.flags == 2 or all(mapped)  # 2: it has none
 
 
 @pytest.mark.parametrize("name", ["openvino_int8", "onnx_int8"])
