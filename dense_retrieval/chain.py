@@ -7,8 +7,8 @@ from typing import Any
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
-from dense_retrieval.evaluation.rank import bm25_ranking, student_ranking, teacher_ranking
-from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
+from dense_retrieval.evaluation.table import HYBRID, TUNED, UNTUNED
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
 from dense_retrieval.pipeline import (
     Labels,
@@ -35,7 +35,7 @@ class Chain:
     tests: dict[str, Step[TestSet]]
     before: dict[str, dict[str, Step[CandidateList]]]  # system -> ranking
     student: Step[Path]
-    after: dict[str, Step[CandidateList]]  # of the tuned student
+    after: dict[str, dict[str, Step[CandidateList]]]  # likewise, of the tuned student
     by_type: dict[str, dict[str, Step[CandidateList]]]  # of all students, for the held-out passages' queries
     by_torch: dict[
         str, Step[CandidateList]
@@ -56,7 +56,7 @@ class Chain:
             *groups,
             *before,
             self.student,
-            *self.after.values(),
+            *(step for of in self.after.values() for step in of.values()),
             *by_type,
             *self.by_torch.values(),
         ]
@@ -77,9 +77,9 @@ def describe(c: Config, log: Log) -> Chain:
         tested,
         {n: baselines(part, tested[n]) | {teacher: reranked(part, tested[n])} for n, part in parts.items()},
         student,
-        {name: ranked(part, tested[name], tuned) for name, part in parts.items()},
+        {name: with_hybrid(part, tested[name], TUNED, tuned) for name, part in parts.items()},
         {
-            name: baselines(part, part.by_type) | {TUNED: ranked(part, part.by_type, tuned)}
+            name: baselines(part, part.by_type) | with_hybrid(part, part.by_type, TUNED, tuned)
             for name, part in parts.items()
             if part.by_type
         },
@@ -102,10 +102,23 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
 
 
 def baselines(part: Part, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
-    """What BM25 and the untuned student find."""
+    """What BM25, the untuned student, and both together find."""
+    return {"BM25": by_words(part, tested)} | with_hybrid(part, tested, UNTUNED, untuned(part.c))
+
+
+def with_hybrid(
+    part: Part, tested: Step[TestSet], name: str, weights: Folder[Path]
+) -> dict[str, Step[CandidateList]]:
+    """What a student finds, and what it finds together with BM25."""
+    found = ranked(part, tested, weights)
+    fused = hybrid_ranking(by_words(part, tested), found, fusion_k=part.c.retriever.fusion_k)
+    return {name: found, HYBRID[name]: fused}
+
+
+def by_words(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
+    """What BM25 finds."""
     self_matches = part.c.data.drop_self_matches
-    found = bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
-    return {"BM25": found, UNTUNED: ranked(part, tested, untuned(part.c))}
+    return bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
 
 
 def ranked(

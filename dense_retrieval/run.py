@@ -66,11 +66,11 @@ def main(config: Config) -> float:
     costs = {
         title: _engine_cost(store, chain, title, before[title].rankings[UNTUNED]) for title in chain.by_torch
     }
-    warnings = {title: table.headroom_warning(measured.rows[2]) for title, measured in before.items()}
+    warnings = {title: table.headroom_warning(measured.rows[-1]) for title, measured in before.items()}
     for warning in filter(None, warnings.values()):
         log.warning("%s", warning)
     summary = _trained(store, chain, tracker)
-    after = {title: _measured(store, chain, title, {TUNED: step}) for title, step in chain.after.items()}
+    after = {title: _measured(store, chain, title, chain.after[title]) for title in chain.parts}
 
     training = store.load(chain.student)
     shared = {
@@ -115,7 +115,7 @@ def main(config: Config) -> float:
     if store.reused:
         log.info("from the cache: %s", ", ".join(store.reused))
     log.info("everything is in %s", folder)
-    return float(np.mean([of_corpus[-1].means[of_corpus[-1].main] for of_corpus in rows.values()]))
+    return float(np.mean([row.means[row.main] for of in rows.values() for row in of if row.system == TUNED]))
 
 
 def _plan(config: Config, folder: Path, sweep: bool) -> float:
@@ -212,7 +212,8 @@ def _reported(
     rows = measured.rows
     queries = _column(store, chain.tests[title], "queries", "id")
     passages = _column(store, part.corpus, "passages", "id")
-    report.write(folder, queries, passages, measured.rankings, measured.values, rows, facts)
+    judged = _qrels(store, chain.tests[title])
+    report.write(folder, queries, passages, judged, measured.rankings, measured.values, rows, facts)
     Console().print(table.terminal(rows, f"{name} {title}".strip()))
     if by_type:
         Console().print(table.by_querytype(by_type, "synthetic queries of held-out passages"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from dense_retrieval.evaluation import evaluate, table
 from dense_retrieval.files import written_through
-from dense_retrieval.records import CandidateList
+from dense_retrieval.records import CandidateList, Qrels
 from dense_retrieval.student.export import write_lengths
 
 
@@ -20,12 +20,13 @@ def write(
     folder: Path,
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
+    qrels: Qrels,
     rankings: Mapping[str, CandidateList],
     values: Mapping[str, Mapping[str, np.ndarray]],
     rows: Sequence[table.SystemRow],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write ``metrics.json``, ``results.md``, ``per_query.parquet`` and a TREC run file a system.
+    """Write ``metrics.json``, ``results.md``, ``per_query.parquet``, a TREC run file a system and ``qrels.trec``.
 
     Args:
         rankings, values: system name -> its ranking, and metric -> ``(Q,)`` values.
@@ -46,8 +47,9 @@ def write(
         columns["query"] += [query_ids[row] for row in rows_]
         for metric in names:
             columns[metric] += of_system[metric][rows_].tolist()
-        tag = name.split(" (")[0].replace(" ", "_")
+        tag = evaluate.tag(name)
         evaluate.write_run(folder / f"{tag}.trec", rankings[name], query_ids, passage_ids, tag)
+    evaluate.write_qrels(folder / "qrels.trec", qrels, query_ids, passage_ids)
     parquet.write_table(pyarrow.table(columns), folder / "per_query.parquet")
 
 

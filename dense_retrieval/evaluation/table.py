@@ -8,6 +8,7 @@ from rich.table import Table
 from dense_retrieval.evaluation import significance
 
 UNTUNED, TUNED = "untuned student", "tuned student"
+HYBRID = {UNTUNED: f"BM25 + {UNTUNED}", TUNED: f"BM25 + {TUNED}"}
 SHOWN = 3  # of a run's metrics, the main one first
 
 

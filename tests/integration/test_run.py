@@ -41,13 +41,35 @@ def test_the_table_is_what_ir_measures_says_of_the_run_files(finished, corpus):
         "BM25": "BM25",
         "untuned student": "untuned_student",
         "tuned student": "tuned_student",
+        "BM25 + untuned student": "BM25_untuned_student",
+        "BM25 + tuned student": "BM25_tuned_student",
     }.items():
         ranking = list(ir_measures.read_trec_run(str(finished / f"runs/first/{file}.trec")))
         expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR @ 10], qrels, ranking)
         for measure, value in expected.items():
             assert metrics[system]["means"][str(measure)] == pytest.approx(value, abs=1e-9)
+    left = {q.query_id: {} for q in ir_measures.read_trec_qrels(str(finished / "runs/first/qrels.trec"))}
+    for judged in ir_measures.read_trec_qrels(str(finished / "runs/first/qrels.trec")):
+        left[judged.query_id][judged.doc_id] = judged.relevance
+    assert left == qrels
     assert metrics["untuned student"]["n"] == 10
     assert next(v for k, v in metrics.items() if k.startswith("teacher"))["n"] == 5
+
+
+def test_the_hybrid_is_the_reciprocal_rank_fusion_of_the_two(finished):
+    def ranked(file: str) -> dict[str, list[str]]:
+        found: dict[str, list] = {}
+        for scored in ir_measures.read_trec_run(str(finished / f"runs/first/{file}.trec")):
+            found.setdefault(scored.query_id, []).append((-scored.score, scored.doc_id))
+        return {query: [passage for _, passage in sorted(of)] for query, of in found.items()}
+
+    words, student = ranked("BM25"), ranked("tuned_student")
+    for query, passages in ranked("BM25_tuned_student").items():
+        gains: dict[str, float] = {}
+        for of in (words.get(query, []), student[query]):
+            for rank, passage in enumerate(of, 1):
+                gains[passage] = gains.get(passage, 0) + 1 / (60 + rank)
+        assert [gains[p] for p in passages] == pytest.approx(sorted(gains.values(), reverse=True)[: len(passages)])
 
 
 def test_per_query_values_average_to_the_table(finished):
@@ -83,7 +105,13 @@ def test_heldout_queries_are_measured_by_type(finished):
     metrics = json.loads((finished / "runs/first/metrics.json").read_text())
     for kind in ["claim", "question"]:
         rows = {row["system"]: row for row in metrics["heldout"][kind]}
-        assert list(rows) == ["BM25", "untuned student", "tuned student"]
+        assert list(rows) == [
+            "BM25",
+            "untuned student",
+            "BM25 + untuned student",
+            "tuned student",
+            "BM25 + tuned student",
+        ]
         assert all(row["n"] == 4 for row in rows.values())
         difference = rows["tuned student"]["differences"]["nDCG@10"]["mean"]
         values = [rows[name]["means"]["nDCG@10"] for name in ("untuned student", "tuned student")]
