@@ -98,6 +98,9 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
         raise InputError("evaluation.split=train with querytype=human would test on what is trained on")
     if split == "synthetic_dev":
         return dev_queries(part.queries, labels.groups)
+    if split == "synthetic":
+        assert part.by_type
+        return part.by_type
     return test_split(part.corpus, split=split)
 
 

@@ -100,7 +100,8 @@ class Evaluation:
     split: str = setting(
         "test",
         "whose human queries are tested on; settings are better chosen on train or dev, where there are such, "
-        "or on synthetic_dev: the queries whose losses choose the checkpoint, all that documents alone have",
+        "or on synthetic_dev: the queries whose losses choose the checkpoint; synthetic: queries written for the "
+        "held-out passages, of evaluation.heldout_types or else of querytype.types, all that documents alone have",
     )
     metrics: list[str] = setting(
         ["nDCG@10", "R@100", "RR@10", "AP@100"],
@@ -171,6 +172,7 @@ def package_file(module: str, relative: str) -> str:
 # Config group -> its schemas, as the files of conf/ call them in their defaults.
 GROUPS: dict[str, dict[str, type]] = {
     "data": {
+        "documents_schema": corpora.DocumentsData,
         "embedded": corpora.EmbeddedData,
         "folder": corpora.FolderData,
         "named": corpora.NamedData,

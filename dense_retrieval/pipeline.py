@@ -23,7 +23,7 @@ from dense_retrieval.corpus.holdout import hold_out
 from dense_retrieval.corpus.read import read
 from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
-from dense_retrieval.hub import model_folder
+from dense_retrieval.hub import model_folder, transformer_folder
 from dense_retrieval.losses.loss import Loss, active
 from dense_retrieval.nodes import (
     engine_of,
@@ -102,16 +102,23 @@ def prepare(c: Config) -> Part:
     cleaned = clean_queries(corpus, heldout, raw) if raw else None
     queries = draw_queries(corpus, untrained, cleaned, types=types, total=c.querytype.total, seed=c.seed)
     by_type = None
-    if asked := [type_name(t) for t in c.evaluation.heldout_types]:
+    if asked := [type_name(t) for t in heldout_types(c)]:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
         by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
     return Part(c, corpus, heldout, duplicates, raw, cleaned, queries, by_type)
 
 
+def heldout_types(c: Config) -> list[str]:
+    """Types of the queries that are written for the held-out passages."""
+    given = list(c.evaluation.heldout_types)
+    return given or (list(c.querytype.types) if c.evaluation.split == "synthetic" else [])
+
+
 def corpus_of(c: Config) -> Step[Corpus]:
     # what is left out is for later stages
     loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
-    return read(outside("data.path", c.data.get("path")), loader=loader)
+    of_documents = tokenizer_of(c) if "passage_tokens" in c.data else None
+    return read(outside("data.path", c.data.get("path")), of_documents, loader=loader)
 
 
 def written(
@@ -125,7 +132,7 @@ def written(
     if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
         backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
     files = getattr(model, "files", None)
-    types = c.querytype.types if of == "train" else c.evaluation.heldout_types
+    types = c.querytype.types if of == "train" else heldout_types(c)
     return write(
         corpus,
         heldout,
@@ -142,6 +149,17 @@ def written(
 def untuned(c: Config) -> Outside:
     """The weights of the untuned student."""
     return Outside(model_folder(c.student.path, c.student.revision))
+
+
+def tokenizer_of(c: Config) -> Outside:
+    """The untuned student's ``tokenizer.json``."""
+    named = f"student.path={c.student.path}"
+    file = transformer_folder(untuned(c).path, named, "Pooling", "Normalize") / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(
+            f"{named}: has no tokenizer.json, by which documents are cut; choose another student="
+        )
+    return Outside(file)
 
 
 def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:

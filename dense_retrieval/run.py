@@ -77,6 +77,7 @@ def main(config: Config) -> float:
         "loss": summary["loss"],
         "training": summary,
         "curve": training_loss(training),
+        "split": config.evaluation.split,
         "choices": {group: choice for group, choice in choices.items() if "/" not in group},
         "inputs": made_from,
         "command": " ".join(map(shlex.quote, ["python", "-m", "dense_retrieval.run", *job.overrides.task])),
@@ -214,7 +215,8 @@ def _reported(
     passages = _column(store, part.corpus, "passages", "id")
     judged = _qrels(store, chain.tests[title])
     report.write(folder, queries, passages, judged, measured.rankings, measured.values, rows, facts)
-    Console().print(table.terminal(rows, f"{name} {title}".strip()))
+    queried = table.TESTED.get(part.c.evaluation.split, "")
+    Console().print(table.terminal(rows, ". ".join(filter(None, (f"{name} {title}".strip(), queried)))))
     if by_type:
         Console().print(table.by_querytype(by_type, "synthetic queries of held-out passages"))
     return rows

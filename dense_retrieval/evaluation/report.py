@@ -105,7 +105,7 @@ def model_card(
     def _named(group: str) -> str:
         """The choice, or where it was read from, if that is a user's own."""
         choice = facts["choices"][group]
-        return settings[group]["path"] if choice in ("custom", "beir") else choice
+        return settings[group]["path"] if choice in ("custom", "beir", "documents") else choice
 
     asked = settings["evaluation"]["query_length"]
     queries = "queries as long as the model can read" if asked is None else f"queries of up to {asked} tokens"
@@ -122,7 +122,7 @@ Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
 Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
 `{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.
 
-Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:
+{table.TESTED.get(facts.get("split", ""), "Test queries of the corpus")}, differences and p-values (paired t-test) to the untuned student:
 
 {results}
 

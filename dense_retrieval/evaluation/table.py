@@ -9,6 +9,10 @@ from dense_retrieval.evaluation import significance
 
 UNTUNED, TUNED = "untuned student", "tuned student"
 HYBRID = {UNTUNED: f"BM25 + {UNTUNED}", TUNED: f"BM25 + {TUNED}"}
+TESTED = {  # split -> whose queries these are, where they are not people's
+    "synthetic": "Synthetic queries of held-out passages, which a language model wrote",
+    "synthetic_dev": "Synthetic queries, which also chose the checkpoint",
+}
 SHOWN = 3  # of a run's metrics, the main one first
 
 

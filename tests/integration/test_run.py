@@ -69,7 +69,9 @@ def test_the_hybrid_is_the_reciprocal_rank_fusion_of_the_two(finished):
         for of in (words.get(query, []), student[query]):
             for rank, passage in enumerate(of, 1):
                 gains[passage] = gains.get(passage, 0) + 1 / (60 + rank)
-        assert [gains[p] for p in passages] == pytest.approx(sorted(gains.values(), reverse=True)[: len(passages)])
+        assert [gains[p] for p in passages] == pytest.approx(
+            sorted(gains.values(), reverse=True)[: len(passages)]
+        )
 
 
 def test_per_query_values_average_to_the_table(finished):
@@ -404,10 +406,41 @@ def test_documents_alone_are_tested_on_synthetic_queries(run, command, corpus, t
     shutil.copy(corpus / "corpus.jsonl", tmp_path / "documents")
     own = [*command, "data.path=documents", "logger=none", "hydra.run.dir=run"]
     refused = run(tmp_path, *own, check=False)
-    assert "error: evaluation.split=test: this corpus has synthetic_dev; choose" in refused.stderr
+    assert "error: evaluation.split=test: this corpus has synthetic_dev, synthetic; choose" in refused.stderr
     run(tmp_path, *own, "evaluation.split=synthetic_dev")
     facts = json.loads((tmp_path / "run/metrics.json").read_text())
     assert facts["split"] == "synthetic_dev" and facts["systems"]["tuned student"]["n"] > 0
+
+
+def test_a_folder_of_files_is_enough(run, command, corpus, tmp_path):
+    """Its passages are the files' parts; it is tested on the queries of those that are held out."""
+    (tmp_path / "docs").mkdir()
+    for record in map(json.loads, (corpus / "corpus.jsonl").read_text().splitlines()):
+        (tmp_path / f"docs/{record['_id']}.txt").write_text(record["text"])
+    written = [json.loads(line) for line in (corpus / "synthetic.jsonl").read_text().splitlines()]
+    lines = [json.dumps(query | {"passage_id": f"{query['passage_id']}.txt#1"}) for query in written]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    own = [
+        o for o in command if not o.startswith(("data=", "data.path", "generator.path", "evaluation.heldout"))
+    ]
+    shown = run(
+        tmp_path,
+        *own,
+        "data=documents",
+        "data.path=docs",
+        "generator.path=queries.jsonl",
+        "logger=none",
+        "hydra.run.dir=run",
+    )
+    facts = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (
+        facts["split"] == "synthetic" and facts["systems"]["tuned student"]["n"] == 4
+    )  # one of each passage
+    assert facts["heldout"]["claim"][0]["n"] == 4
+    said = "Synthetic queries of held-out passages, which a language model wrote"
+    assert said in " ".join(shown.stdout.split()) and said in (tmp_path / "run/model/README.md").read_text()
+    judged = dict(line.split(" ")[::2] for line in (tmp_path / "run/qrels.trec").read_text().splitlines())
+    assert all(query.startswith(passage) and passage.endswith(".txt#1") for query, passage in judged.items())
 
 
 def test_it_runs_from_a_wheel_outside_the_checkout(tmp_path):
