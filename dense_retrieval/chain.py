@@ -8,7 +8,7 @@ from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
-from dense_retrieval.evaluation.table import HYBRID, TUNED, UNTUNED
+from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
 from dense_retrieval.pipeline import (
     Labels,
@@ -34,12 +34,17 @@ class Chain:
     labels: dict[str, Labels]  # of the last round
     tests: dict[str, Step[TestSet]]
     before: dict[str, dict[str, Step[CandidateList]]]  # system -> ranking
-    student: Step[Path]
+    students: list[Step[Path]]  # one a seed
     after: dict[str, dict[str, Step[CandidateList]]]  # likewise, of the tuned student
     by_type: dict[str, dict[str, Step[CandidateList]]]  # of all students, for the held-out passages' queries
     by_torch: dict[
         str, Step[CandidateList]
     ]  # of the untuned student, where another engine computes embeddings
+
+    @property
+    def student(self) -> Step[Path]:
+        """The one that a run leaves."""
+        return self.students[0]
 
     @property
     def steps(self) -> list[Step[Any]]:
@@ -55,7 +60,7 @@ class Chain:
             *of_parts,
             *groups,
             *before,
-            self.student,
+            *self.students,
             *(step for of in self.after.values() for step in of.values()),
             *by_type,
             *self.by_torch.values(),
@@ -67,17 +72,22 @@ def describe(c: Config, log: Log) -> Chain:
     """The whole of it, from the corpora to the last ranking."""
     evaluate.check(c.evaluation.metrics)
     parts = {name: prepare(of) for name, of in corpora(c).items()}
-    labels, student = tune(c, parts, log)
+    labels, students = tune(c, parts, log)
     tested = {name: tests(part, labels[name]) for name, part in parts.items()}
-    tuned = student.part("model")
+    tuned = students[0].part("model")
+    repeated = {f"{REPEATED}{c.seed + n}": s.part("model") for n, s in enumerate(students[1:], 1)}
     teacher = f"teacher (reranks top {c.evaluation.headroom_k})"
     return Chain(
         parts,
         labels,
         tested,
         {n: baselines(part, tested[n]) | {teacher: reranked(part, tested[n])} for n, part in parts.items()},
-        student,
-        {name: with_hybrid(part, tested[name], TUNED, tuned) for name, part in parts.items()},
+        students,
+        {
+            name: with_hybrid(part, tested[name], TUNED, tuned)
+            | {seed: ranked(part, tested[name], weights) for seed, weights in repeated.items()}
+            for name, part in parts.items()
+        },
         {
             name: baselines(part, part.by_type) | with_hybrid(part, part.by_type, TUNED, tuned)
             for name, part in parts.items()

@@ -146,6 +146,9 @@ class Config:
     rounds_from: str = setting("untuned", "weights that a further round starts from: untuned or tuned")
     plan: bool = setting(False, "show what there is to do, and do nothing")
     seed: int = setting(0, "of all that is drawn at random", least=0, most=2**32 - 1)
+    seeds: int = setting(
+        1, "trainings on the same groups, each with a seed of its own; the model is the first one's", least=1
+    )
     precision: str = setting(
         "auto",
         "32-true or bf16-mixed, of training, embeddings and scores; auto: bf16-mixed on a GPU that has it",

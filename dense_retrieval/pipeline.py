@@ -254,12 +254,18 @@ def searchers_views(
 
 
 def distil(
-    c: Config, parts: Mapping[str, Part], labels: Mapping[str, Labels], start: Folder[Path], log: Log
+    c: Config,
+    parts: Mapping[str, Part],
+    labels: Mapping[str, Labels],
+    start: Folder[Path],
+    seed: int,
+    log: Log,
 ) -> Step[Path]:
     """The student that is tuned on all corpora together.
 
     Args:
         start: the weights that training starts from.
+        seed: of training alone.
     """
     on, trainer = hardware(c), c.trainer
     queries = {name: tokenized(c, part.queries, "queries") for name, part in parts.items()}
@@ -297,7 +303,7 @@ def distil(
         false_negative_ratio=c.loss.false_negative_ratio,
         trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens", "compile"),
         precision=on.precision,
-        seed=c.seed,
+        seed=seed,
         device=on.device,
         log=log,
         teacher=members[0] if later else None,
@@ -312,17 +318,19 @@ def distil(
     )
 
 
-def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], Step[Path]]:
-    """The last round's labels, and the student that it trains."""
+def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], list[Step[Path]]]:
+    """The last round's labels, and the students that it trains, one a seed; the first one's curves are logged."""
     if c.rounds_from not in ("untuned", "tuned"):
         raise InputError(f"rounds_from={c.rounds_from} is unknown; use untuned or tuned")
     if c.rounds > 1 and not c.retriever.dense:
         raise InputError(f"rounds={c.rounds} needs a student that searches: choose retriever=dense or hybrid")
     searching: Folder[Path] = untuned(c)
     labels: dict[str, Labels] = {}
+    start = searching
     for _ in range(c.rounds):
         labels = {name: label(part, searching, labels.get(name)) for name, part in parts.items()}
         start = searching if c.rounds_from == "tuned" else untuned(c)
-        student = distil(c, parts, labels, start, log)
+        student = distil(c, parts, labels, start, c.seed, log)
         searching = student.part("model")
-    return labels, student
+    others = range(c.seed + 1, c.seed + c.seeds)
+    return labels, [student, *(distil(c, parts, labels, start, seed, lambda *_: None) for seed in others)]

@@ -77,7 +77,6 @@ def main(config: Config) -> float:
         "loss": summary["loss"],
         "training": summary,
         "curve": training_loss(training),
-        "split": config.evaluation.split,
         "choices": {group: choice for group, choice in choices.items() if "/" not in group},
         "inputs": made_from,
         "command": " ".join(map(shlex.quote, ["python", "-m", "dense_retrieval.run", *job.overrides.task])),
@@ -85,6 +84,7 @@ def main(config: Config) -> float:
         "commit": commit(),
     }
     rows: dict[str, list[table.SystemRow]] = {}
+    verdicts: dict[str, str] = {}
     for title, part in chain.parts.items():
         path = part.c.data.get("path")
         facts = shared | {
@@ -95,13 +95,16 @@ def main(config: Config) -> float:
             "engine": costs.get(title),
         }
         measured = before[title] | after[title]
+        facts["verdict"] = asdict(measured.verdict)
+        verdicts[title] = str(measured.verdict)
         rows[title] = _reported(store, chain, title, measured, folder / title, facts, name)
+        log.info("%s", " ".join(filter(None, (title, verdicts[title]))))
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
     lengths = config.evaluation.query_length, config.student.passage_length
-    card = report.model_card(settings, rows, shared)
+    card = report.model_card(settings, rows, verdicts, shared)
     report.copy_model(training / "model", folder / "model", card, *lengths)
     if config.logger.model:
         tracker.model(folder / "model")
@@ -176,7 +179,7 @@ def _engine_cost(store: Store, chain: Chain, title: str, untuned: CandidateList)
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
     """How the student was trained."""
-    store.build(chain.student)
+    store.build(*chain.students)
     training = store.load(chain.student)
     if chain.student.key not in store.built:
         replay(training, tracker.log)

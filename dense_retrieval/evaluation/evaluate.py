@@ -118,11 +118,11 @@ def _refusal(name: str, reason: str) -> str:
 
 def tag(system: str) -> str:
     """What names a system in TREC's files: ``BM25_tuned_student`` of ``BM25 + tuned student``."""
-    return system.split(" (")[0].replace(" + ", "_").replace(" ", "_")
+    return system.split(" (")[0].replace(" + ", "_").replace(", ", "_").replace(" ", "_")
 
 
 def write_qrels(path: Path, qrels: Qrels, query_ids: Sequence[str], passage_ids: Sequence[str]) -> None:
-    """A TREC file of judgements: ``query 0 passage relevance``; a passage that the corpus lacks has an id of its own."""
+    """A TREC file, ``query 0 passage relevance``; a passage that the corpus lacks gets an id of its own."""
     with path.open("w", encoding="utf-8") as stream:
         for query, passage, relevance in zip(qrels.query, qrels.passage, qrels.relevance, strict=True):
             name = passage_ids[int(passage)] if passage >= 0 else f"not-in-the-corpus{passage}"

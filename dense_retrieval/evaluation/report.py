@@ -92,15 +92,20 @@ def copy_model(trained: Path, folder: Path, card: str, query_length: int | None,
 
 
 def model_card(
-    settings: Mapping[str, Any], rows: Mapping[str, Sequence[table.SystemRow]], facts: Mapping[str, Any]
+    settings: Mapping[str, Any],
+    rows: Mapping[str, Sequence[table.SystemRow]],
+    verdicts: Mapping[str, str],
+    facts: Mapping[str, Any],
 ) -> str:
     """README.md of the model: what it is, how it was made, how good it is, how it is used.
 
     Args:
-        rows: the results by corpus.
+        rows, verdicts: the results by corpus.
     """
-    results = "\n".join(f"{title}\n\n{table.markdown(list(of))}" for title, of in rows.items()).strip()
+    of_corpora = (f"{title}\n\n{table.markdown(list(of))}\n{verdicts[title]}\n" for title, of in rows.items())
+    results = "\n".join(of_corpora).strip()
     student = settings["student"]
+    tested = table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus")
 
     def _named(group: str) -> str:
         """The choice, or where it was read from, if that is a user's own."""
@@ -122,7 +127,7 @@ Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
 Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
 `{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.
 
-{table.TESTED.get(facts.get("split", ""), "Test queries of the corpus")}, differences and p-values (paired t-test) to the untuned student:
+{tested}, differences and p-values (paired t-test) to the untuned student:
 
 {results}
 

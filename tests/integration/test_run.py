@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pandas import read_csv
 from scipy.stats import ttest_rel
 from sentence_transformers import SentenceTransformer
 
+from dense_retrieval.comparison.runs import read_all
+from dense_retrieval.evaluation.verdict import verdict
 from dense_retrieval.run import main
 from dense_retrieval.search import results
 from dense_retrieval.student.engine import PACKAGES
@@ -410,6 +413,33 @@ def test_documents_alone_are_tested_on_synthetic_queries(run, command, corpus, t
     run(tmp_path, *own, "evaluation.split=synthetic_dev")
     facts = json.loads((tmp_path / "run/metrics.json").read_text())
     assert facts["split"] == "synthetic_dev" and facts["systems"]["tuned student"]["n"] > 0
+
+
+def test_seeds_repeat_training_alone(run, command, finished):
+    """The verdict is of all of them; a comparison takes them for as many runs."""
+    made = {file.parent.name for file in (finished / "cache").glob("*/stage.json")}
+    shown = run(finished, *command, "logger=none", "seeds=3", "hydra.run.dir=runs/seeds")
+    new = [
+        file.parent.name for file in (finished / "cache").glob("*/stage.json") if file.parent.name not in made
+    ]
+    assert {name.rpartition("-")[0] for name in new} == {"training", "embeddings", "ranking"}
+    assert sum(name.startswith("training-") for name in new) == 2
+    facts = json.loads((finished / "runs/seeds/metrics.json").read_text())
+    values = (
+        parquet.read_table(finished / "runs/seeds/per_query.parquet")
+        .to_pandas()
+        .pivot(index="query", columns="system", values="nDCG@10")
+    )
+    names = ["tuned student", "tuned student, seed 1", "tuned student, seed 2"]
+    differences = (values[names].to_numpy() - values[["untuned student"]].to_numpy()).T
+    expected = verdict(differences, "nDCG@10")
+    assert facts["verdict"] == pytest.approx(asdict(expected))
+    assert str(expected) in shown.stdout + shown.stderr
+    runs, _ = read_all([finished / "runs/seeds"])
+    assert [run.seed for run in runs] == [0, 1, 2]
+    for run_, name in zip(runs, names, strict=True):
+        assert run_.systems["tuned student"]["nDCG@10"].to_dict() == values[name].to_dict()
+    assert "tuned student, seed 1" not in runs[0].systems and "BM25" in runs[1].systems
 
 
 def test_a_folder_of_files_is_enough(run, command, corpus, tmp_path):
