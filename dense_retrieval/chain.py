@@ -16,11 +16,13 @@ from dense_retrieval.pipeline import (
     Part,
     bm25,
     embedded,
+    measured,
     prepare,
     searchers_views,
     tune,
     untuned,
 )
+from dense_retrieval.queries.difficulty import Difficulty
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
@@ -37,6 +39,7 @@ class Chain:
     students: list[Step[Path]]  # one a seed
     after: dict[str, dict[str, Step[CandidateList]]]  # likewise, of the tuned student
     by_type: dict[str, dict[str, Step[CandidateList]]]  # of all students, for the held-out passages' queries
+    difficulty: dict[str, dict[str, Step[Difficulty]]]  # of "training queries" and "test queries"
     by_torch: dict[
         str, Step[CandidateList]
     ]  # of the untuned student, where another engine computes embeddings
@@ -63,6 +66,7 @@ class Chain:
             *self.students,
             *(step for of in self.after.values() for step in of.values()),
             *by_type,
+            *(step for of in self.difficulty.values() for step in of.values()),
             *self.by_torch.values(),
         ]
         return [step for step in found if step]
@@ -92,6 +96,13 @@ def describe(c: Config, log: Log) -> Chain:
             name: baselines(part, part.by_type) | with_hybrid(part, part.by_type, TUNED, tuned)
             for name, part in parts.items()
             if part.by_type
+        },
+        {
+            name: {
+                "training queries": measured(part.c, part.corpus, part.queries, "queries"),
+                "test queries": measured(part.c, part.corpus, tested[name], "test queries"),
+            }
+            for name, part in parts.items()
         },
         {
             name: ranked(part, tested[name], untuned(part.c), "torch")

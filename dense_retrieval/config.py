@@ -35,6 +35,13 @@ class QueryType:
     total: int | None = setting(
         None, "training queries in all, before the filters; null = all there are", least=1
     )
+    difficulty: float | None = setting(
+        None,
+        "share of each type's synthetic queries that total is drawn from: those whose passage BM25 and the untuned "
+        "student rank lowest, and that share the fewest words with it; null = all",
+        above=0,
+        most=1,
+    )
 
 
 @dataclass

@@ -36,6 +36,7 @@ from dense_retrieval.nodes import (
     token_limits,
 )
 from dense_retrieval.queries.clean import clean_queries
+from dense_retrieval.queries.difficulty import Difficulty, difficulty, hard_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
@@ -73,6 +74,7 @@ class Part:
     duplicates: Step[np.ndarray]
     raw: Step[Dataset] | None  # None where all training queries are human
     cleaned: Step[Dataset] | None
+    hard: Step[Dataset] | None  # of these, where only the hardest are trained on
     queries: Step[Dataset]
     by_type: Step[TestSet] | None
 
@@ -100,12 +102,17 @@ def prepare(c: Config) -> Part:
     types = [type_name(t) for t in c.querytype.types]
     raw = written(c, corpus, heldout, duplicates, "train") if types != ["human"] else None
     cleaned = clean_queries(corpus, heldout, raw) if raw else None
-    queries = draw_queries(corpus, untrained, cleaned, types=types, total=c.querytype.total, seed=c.seed)
+    hard, share = None, c.querytype.difficulty
+    if cleaned and share is not None:
+        hard = hard_queries(cleaned, measured(c, corpus, cleaned, "queries"), untrained, share=share)
+    queries = draw_queries(
+        corpus, untrained, hard or cleaned, types=types, total=c.querytype.total, seed=c.seed
+    )
     by_type = None
     if asked := [type_name(t) for t in heldout_types(c)]:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
         by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
-    return Part(c, corpus, heldout, duplicates, raw, cleaned, queries, by_type)
+    return Part(c, corpus, heldout, duplicates, raw, cleaned, hard, queries, by_type)
 
 
 def heldout_types(c: Config) -> list[str]:
@@ -193,6 +200,20 @@ def embedded(
     bf16 = on.bf16 or engine == "openvino_bf16"
     where: dict[str, Any] = {"bf16": bf16, "device": on.device, "max_tokens": on.max_tokens}
     return embeddings(tokenized(c, texts, of), weights, file, student=student, **where)
+
+
+def measured(
+    c: Config, corpus: Step[Corpus], queries: Step[Dataset] | Step[TestSet], of: str
+) -> Step[Difficulty]:
+    """How hard some queries are, of which :func:`tokenized` says what they may be."""
+    return difficulty(
+        queries,
+        corpus,
+        bm25(c, corpus),
+        embedded(c, queries, of, untuned(c)),
+        embedded(c, corpus, "passages", untuned(c)),
+        device=hardware(c).device,
+    )
 
 
 def bm25(c: Config, corpus: Folder[Corpus]) -> Step[BM25]:

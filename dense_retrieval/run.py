@@ -93,6 +93,7 @@ def main(config: Config) -> float:
             "yields": yields[title],
             "headroom_warning": warnings[title],
             "engine": costs.get(title),
+            "difficulty": _difficulty(store, chain, title),
         }
         measured = before[title] | after[title]
         facts["verdict"] = asdict(measured.verdict)
@@ -135,8 +136,9 @@ def _plan(config: Config, folder: Path, sweep: bool) -> float:
 
 def _prepared(store: Store, part: Part, labels: Labels) -> dict[str, dict[str, Any]]:
     """Query type -> step -> queries left; and under "dropped" what cleaning dropped, by reason."""
-    store.build(part.corpus, labels.groups, *([part.cleaned] if part.cleaned else []))
-    cleaned = store.counts(part.cleaned)["by type"] if part.cleaned else {}
+    written = part.hard or part.cleaned
+    store.build(part.corpus, labels.groups, *([written] if written else []))
+    cleaned = store.counts(written)["by type"] if written else {}
     yields = {
         name: cleaned.get(name, {}) | steps for name, steps in store.counts(labels.groups)["by type"].items()
     }
@@ -150,6 +152,18 @@ def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step
     evaluation = chain.parts[title].c.evaluation
     some = {name: evaluation.headroom_queries for name in systems if name.startswith("teacher")}
     return measure(_qrels(store, chain.tests[title]), rankings, evaluation.metrics, some)
+
+
+def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, float]]:
+    """How hard the queries are: of each type that is trained on, and those that are tested on."""
+    steps = chain.difficulty[title]
+    store.build(*steps.values())
+    trained, tested = (store.load(of) for of in steps.values())
+    types = np.array(_column(store, chain.parts[title].queries, "queries", "querytype"))
+    found = {kind: trained[types == kind].profile() for kind in np.unique(types).tolist()}
+    found["test queries"] = tested.profile()
+    log.info("how hard the queries are:\n%s", report.difficulty(found))
+    return found
 
 
 # Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.

@@ -459,6 +459,7 @@ def test_a_folder_of_files_is_enough(run, command, corpus, tmp_path):
         "data=documents",
         "data.path=docs",
         "generator.path=queries.jsonl",
+        "querytype.difficulty=0.5",
         "logger=none",
         "hydra.run.dir=run",
     )
@@ -467,6 +468,9 @@ def test_a_folder_of_files_is_enough(run, command, corpus, tmp_path):
         facts["split"] == "synthetic" and facts["systems"]["tuned student"]["n"] == 4
     )  # one of each passage
     assert facts["heldout"]["claim"][0]["n"] == 4
+    assert (facts["yields"]["claim"]["cleaned"], facts["yields"]["claim"]["hard"]) == (36, 18)
+    assert facts["difficulty"]["test queries"]["queries"] == 4
+    assert facts["difficulty"]["claim"]["queries"] == facts["yields"]["claim"]["drawn"]
     said = "Synthetic queries of held-out passages, which a language model wrote"
     assert said in " ".join(shown.stdout.split()) and said in (tmp_path / "run/model/README.md").read_text()
     judged = dict(line.split(" ")[::2] for line in (tmp_path / "run/qrels.trec").read_text().splitlines())
