@@ -33,8 +33,7 @@ class Measured:
         """Whether the tuned student, of all seeds, is better than the untuned one."""
         main = next(iter(self.values[TUNED]))
         seeds = [of[main] for name, of in self.values.items() if name == TUNED or name.startswith(REPEATED)]
-        differences = np.stack(seeds) - self.values[UNTUNED][main]
-        return verdict(differences[:, ~np.isnan(differences).any(0)], main)
+        return verdict(np.stack(seeds) - self.values[UNTUNED][main], main)
 
     def by_query(self, ids: Sequence[str], texts: Sequence[str]) -> tuple[list[str], list[list]]:
         """Columns and lines of a table: a line a judged query, its main metric by system.

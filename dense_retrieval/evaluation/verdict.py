@@ -43,8 +43,9 @@ def verdict(differences: np.ndarray, metric: str) -> Verdict:
     Student's t with Satterthwaite's degrees of freedom. With one seed it is the paired t-test's.
 
     Args:
-        differences: ``(S, Q)`` of S seeds on the Q queries, in the metric.
+        differences: ``(S, Q)`` of S seeds on the Q queries, in the metric; NaN where one was not measured.
     """
+    differences = differences[:, ~np.isnan(differences).any(0)]
     seeds, queries = differences.shape
     mean = float(differences.mean())
     by_query, by_seed, freedom = _variances(differences)
