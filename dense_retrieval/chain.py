@@ -7,8 +7,8 @@ from typing import Any
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
-from dense_retrieval.evaluation.rank import bm25_ranking, student_ranking, teacher_ranking
-from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
+from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
 from dense_retrieval.pipeline import (
     Labels,
@@ -16,11 +16,13 @@ from dense_retrieval.pipeline import (
     Part,
     bm25,
     embedded,
+    measured,
     prepare,
     searchers_views,
     tune,
     untuned,
 )
+from dense_retrieval.queries.difficulty import Difficulty
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
@@ -34,12 +36,18 @@ class Chain:
     labels: dict[str, Labels]  # of the last round
     tests: dict[str, Step[TestSet]]
     before: dict[str, dict[str, Step[CandidateList]]]  # system -> ranking
-    student: Step[Path]
-    after: dict[str, Step[CandidateList]]  # of the tuned student
+    students: list[Step[Path]]  # one a seed
+    after: dict[str, dict[str, Step[CandidateList]]]  # likewise, of the tuned student
     by_type: dict[str, dict[str, Step[CandidateList]]]  # of all students, for the held-out passages' queries
+    difficulty: dict[str, dict[str, Step[Difficulty]]]  # of "training queries" and "test queries"
     by_torch: dict[
         str, Step[CandidateList]
     ]  # of the untuned student, where another engine computes embeddings
+
+    @property
+    def student(self) -> Step[Path]:
+        """The one that a run leaves."""
+        return self.students[0]
 
     @property
     def steps(self) -> list[Step[Any]]:
@@ -55,9 +63,10 @@ class Chain:
             *of_parts,
             *groups,
             *before,
-            self.student,
-            *self.after.values(),
+            *self.students,
+            *(step for of in self.after.values() for step in of.values()),
             *by_type,
+            *(step for of in self.difficulty.values() for step in of.values()),
             *self.by_torch.values(),
         ]
         return [step for step in found if step]
@@ -67,21 +76,33 @@ def describe(c: Config, log: Log) -> Chain:
     """The whole of it, from the corpora to the last ranking."""
     evaluate.check(c.evaluation.metrics)
     parts = {name: prepare(of) for name, of in corpora(c).items()}
-    labels, student = tune(c, parts, log)
+    labels, students = tune(c, parts, log)
     tested = {name: tests(part, labels[name]) for name, part in parts.items()}
-    tuned = student.part("model")
+    tuned = students[0].part("model")
+    repeated = {f"{REPEATED}{c.seed + n}": s.part("model") for n, s in enumerate(students[1:], 1)}
     teacher = f"teacher (reranks top {c.evaluation.headroom_k})"
     return Chain(
         parts,
         labels,
         tested,
         {n: baselines(part, tested[n]) | {teacher: reranked(part, tested[n])} for n, part in parts.items()},
-        student,
-        {name: ranked(part, tested[name], tuned) for name, part in parts.items()},
+        students,
         {
-            name: baselines(part, part.by_type) | {TUNED: ranked(part, part.by_type, tuned)}
+            name: with_hybrid(part, tested[name], TUNED, tuned)
+            | {seed: ranked(part, tested[name], weights) for seed, weights in repeated.items()}
+            for name, part in parts.items()
+        },
+        {
+            name: baselines(part, part.by_type) | with_hybrid(part, part.by_type, TUNED, tuned)
             for name, part in parts.items()
             if part.by_type
+        },
+        {
+            name: {
+                "training queries": measured(part.c, part.corpus, part.queries, "queries"),
+                "test queries": measured(part.c, part.corpus, tested[name], "test queries"),
+            }
+            for name, part in parts.items()
         },
         {
             name: ranked(part, tested[name], untuned(part.c), "torch")
@@ -98,14 +119,30 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
         raise InputError("evaluation.split=train with querytype=human would test on what is trained on")
     if split == "synthetic_dev":
         return dev_queries(part.queries, labels.groups)
+    if split == "synthetic":
+        assert part.by_type
+        return part.by_type
     return test_split(part.corpus, split=split)
 
 
 def baselines(part: Part, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
-    """What BM25 and the untuned student find."""
+    """What BM25, the untuned student, and both together find."""
+    return {"BM25": by_words(part, tested)} | with_hybrid(part, tested, UNTUNED, untuned(part.c))
+
+
+def with_hybrid(
+    part: Part, tested: Step[TestSet], name: str, weights: Folder[Path]
+) -> dict[str, Step[CandidateList]]:
+    """What a student finds, and what it finds together with BM25."""
+    found = ranked(part, tested, weights)
+    fused = hybrid_ranking(by_words(part, tested), found, fusion_k=part.c.retriever.fusion_k)
+    return {name: found, HYBRID[name]: fused}
+
+
+def by_words(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
+    """What BM25 finds."""
     self_matches = part.c.data.drop_self_matches
-    found = bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
-    return {"BM25": found, UNTUNED: ranked(part, tested, untuned(part.c))}
+    return bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
 
 
 def ranked(

@@ -35,6 +35,13 @@ class QueryType:
     total: int | None = setting(
         None, "training queries in all, before the filters; null = all there are", least=1
     )
+    difficulty: float | None = setting(
+        None,
+        "share of each type's synthetic queries that total is drawn from: those whose passage BM25 and the untuned "
+        "student rank lowest, and that share the fewest words with it; null = all",
+        above=0,
+        most=1,
+    )
 
 
 @dataclass
@@ -100,7 +107,8 @@ class Evaluation:
     split: str = setting(
         "test",
         "whose human queries are tested on; settings are better chosen on train or dev, where there are such, "
-        "or on synthetic_dev: the queries whose losses choose the checkpoint, all that documents alone have",
+        "or on synthetic_dev: the queries whose losses choose the checkpoint; synthetic: queries written for the "
+        "held-out passages, of evaluation.heldout_types or else of querytype.types, all that documents alone have",
     )
     metrics: list[str] = setting(
         ["nDCG@10", "R@100", "RR@10", "AP@100"],
@@ -145,6 +153,9 @@ class Config:
     rounds_from: str = setting("untuned", "weights that a further round starts from: untuned or tuned")
     plan: bool = setting(False, "show what there is to do, and do nothing")
     seed: int = setting(0, "of all that is drawn at random", least=0, most=2**32 - 1)
+    seeds: int = setting(
+        1, "trainings on the same groups, each with a seed of its own; the model is the first one's", least=1
+    )
     precision: str = setting(
         "auto",
         "32-true or bf16-mixed, of training, embeddings and scores; auto: bf16-mixed on a GPU that has it",
@@ -171,6 +182,7 @@ def package_file(module: str, relative: str) -> str:
 # Config group -> its schemas, as the files of conf/ call them in their defaults.
 GROUPS: dict[str, dict[str, type]] = {
     "data": {
+        "documents_schema": corpora.DocumentsData,
         "embedded": corpora.EmbeddedData,
         "folder": corpora.FolderData,
         "named": corpora.NamedData,

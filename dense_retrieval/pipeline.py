@@ -23,7 +23,7 @@ from dense_retrieval.corpus.holdout import hold_out
 from dense_retrieval.corpus.read import read
 from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
-from dense_retrieval.hub import model_folder
+from dense_retrieval.hub import model_folder, transformer_folder
 from dense_retrieval.losses.loss import Loss, active
 from dense_retrieval.nodes import (
     engine_of,
@@ -36,6 +36,7 @@ from dense_retrieval.nodes import (
     token_limits,
 )
 from dense_retrieval.queries.clean import clean_queries
+from dense_retrieval.queries.difficulty import Difficulty, difficulty, hard_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
@@ -73,6 +74,7 @@ class Part:
     duplicates: Step[np.ndarray]
     raw: Step[Dataset] | None  # None where all training queries are human
     cleaned: Step[Dataset] | None
+    hard: Step[Dataset] | None  # of these, where only the hardest are trained on
     queries: Step[Dataset]
     by_type: Step[TestSet] | None
 
@@ -100,18 +102,30 @@ def prepare(c: Config) -> Part:
     types = [type_name(t) for t in c.querytype.types]
     raw = written(c, corpus, heldout, duplicates, "train") if types != ["human"] else None
     cleaned = clean_queries(corpus, heldout, raw) if raw else None
-    queries = draw_queries(corpus, untrained, cleaned, types=types, total=c.querytype.total, seed=c.seed)
+    hard, share = None, c.querytype.difficulty
+    if cleaned and share is not None:
+        hard = hard_queries(cleaned, measured(c, corpus, cleaned, "queries"), untrained, share=share)
+    queries = draw_queries(
+        corpus, untrained, hard or cleaned, types=types, total=c.querytype.total, seed=c.seed
+    )
     by_type = None
-    if asked := [type_name(t) for t in c.evaluation.heldout_types]:
+    if asked := [type_name(t) for t in heldout_types(c)]:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
         by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
-    return Part(c, corpus, heldout, duplicates, raw, cleaned, queries, by_type)
+    return Part(c, corpus, heldout, duplicates, raw, cleaned, hard, queries, by_type)
+
+
+def heldout_types(c: Config) -> list[str]:
+    """Types of the queries that are written for the held-out passages."""
+    given = list(c.evaluation.heldout_types)
+    return given or (list(c.querytype.types) if c.evaluation.split == "synthetic" else [])
 
 
 def corpus_of(c: Config) -> Step[Corpus]:
     # what is left out is for later stages
     loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
-    return read(outside("data.path", c.data.get("path")), loader=loader)
+    of_documents = tokenizer_of(c) if "passage_tokens" in c.data else None
+    return read(outside("data.path", c.data.get("path")), of_documents, loader=loader)
 
 
 def written(
@@ -125,7 +139,7 @@ def written(
     if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
         backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
     files = getattr(model, "files", None)
-    types = c.querytype.types if of == "train" else c.evaluation.heldout_types
+    types = c.querytype.types if of == "train" else heldout_types(c)
     return write(
         corpus,
         heldout,
@@ -142,6 +156,17 @@ def written(
 def untuned(c: Config) -> Outside:
     """The weights of the untuned student."""
     return Outside(model_folder(c.student.path, c.student.revision))
+
+
+def tokenizer_of(c: Config) -> Outside:
+    """The untuned student's ``tokenizer.json``."""
+    named = f"student.path={c.student.path}"
+    file = transformer_folder(untuned(c).path, named, "Pooling", "Normalize") / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(
+            f"{named}: has no tokenizer.json, by which documents are cut; choose another student="
+        )
+    return Outside(file)
 
 
 def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
@@ -175,6 +200,20 @@ def embedded(
     bf16 = on.bf16 or engine == "openvino_bf16"
     where: dict[str, Any] = {"bf16": bf16, "device": on.device, "max_tokens": on.max_tokens}
     return embeddings(tokenized(c, texts, of), weights, file, student=student, **where)
+
+
+def measured(
+    c: Config, corpus: Step[Corpus], queries: Step[Dataset] | Step[TestSet], of: str
+) -> Step[Difficulty]:
+    """How hard some queries are, of which :func:`tokenized` says what they may be."""
+    return difficulty(
+        queries,
+        corpus,
+        bm25(c, corpus),
+        embedded(c, queries, of, untuned(c)),
+        embedded(c, corpus, "passages", untuned(c)),
+        device=hardware(c).device,
+    )
 
 
 def bm25(c: Config, corpus: Folder[Corpus]) -> Step[BM25]:
@@ -236,12 +275,18 @@ def searchers_views(
 
 
 def distil(
-    c: Config, parts: Mapping[str, Part], labels: Mapping[str, Labels], start: Folder[Path], log: Log
+    c: Config,
+    parts: Mapping[str, Part],
+    labels: Mapping[str, Labels],
+    start: Folder[Path],
+    seed: int,
+    log: Log,
 ) -> Step[Path]:
     """The student that is tuned on all corpora together.
 
     Args:
         start: the weights that training starts from.
+        seed: of training alone.
     """
     on, trainer = hardware(c), c.trainer
     queries = {name: tokenized(c, part.queries, "queries") for name, part in parts.items()}
@@ -279,7 +324,7 @@ def distil(
         false_negative_ratio=c.loss.false_negative_ratio,
         trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens", "compile"),
         precision=on.precision,
-        seed=c.seed,
+        seed=seed,
         device=on.device,
         log=log,
         teacher=members[0] if later else None,
@@ -294,17 +339,19 @@ def distil(
     )
 
 
-def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], Step[Path]]:
-    """The last round's labels, and the student that it trains."""
+def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], list[Step[Path]]]:
+    """The last round's labels, and the students that it trains, one a seed; the first one's curves are logged."""
     if c.rounds_from not in ("untuned", "tuned"):
         raise InputError(f"rounds_from={c.rounds_from} is unknown; use untuned or tuned")
     if c.rounds > 1 and not c.retriever.dense:
         raise InputError(f"rounds={c.rounds} needs a student that searches: choose retriever=dense or hybrid")
     searching: Folder[Path] = untuned(c)
     labels: dict[str, Labels] = {}
+    start = searching
     for _ in range(c.rounds):
         labels = {name: label(part, searching, labels.get(name)) for name, part in parts.items()}
         start = searching if c.rounds_from == "tuned" else untuned(c)
-        student = distil(c, parts, labels, start, log)
+        student = distil(c, parts, labels, start, c.seed, log)
         searching = student.part("model")
-    return labels, student
+    others = range(c.seed + 1, c.seed + c.seeds)
+    return labels, [student, *(distil(c, parts, labels, start, seed, lambda *_: None) for seed in others)]

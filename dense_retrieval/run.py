@@ -66,11 +66,11 @@ def main(config: Config) -> float:
     costs = {
         title: _engine_cost(store, chain, title, before[title].rankings[UNTUNED]) for title in chain.by_torch
     }
-    warnings = {title: table.headroom_warning(measured.rows[2]) for title, measured in before.items()}
+    warnings = {title: table.headroom_warning(measured.rows[-1]) for title, measured in before.items()}
     for warning in filter(None, warnings.values()):
         log.warning("%s", warning)
     summary = _trained(store, chain, tracker)
-    after = {title: _measured(store, chain, title, {TUNED: step}) for title, step in chain.after.items()}
+    after = {title: _measured(store, chain, title, chain.after[title]) for title in chain.parts}
 
     training = store.load(chain.student)
     shared = {
@@ -84,6 +84,7 @@ def main(config: Config) -> float:
         "commit": commit(),
     }
     rows: dict[str, list[table.SystemRow]] = {}
+    verdicts: dict[str, str] = {}
     for title, part in chain.parts.items():
         path = part.c.data.get("path")
         facts = shared | {
@@ -92,15 +93,19 @@ def main(config: Config) -> float:
             "yields": yields[title],
             "headroom_warning": warnings[title],
             "engine": costs.get(title),
+            "difficulty": _difficulty(store, chain, title),
         }
         measured = before[title] | after[title]
+        facts["verdict"] = asdict(measured.verdict)
+        verdicts[title] = str(measured.verdict)
         rows[title] = _reported(store, chain, title, measured, folder / title, facts, name)
+        log.info("%s", " ".join(filter(None, (title, verdicts[title]))))
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
     lengths = config.evaluation.query_length, config.student.passage_length
-    card = report.model_card(settings, rows, shared)
+    card = report.model_card(settings, rows, verdicts, shared)
     report.copy_model(training / "model", folder / "model", card, *lengths)
     if config.logger.model:
         tracker.model(folder / "model")
@@ -115,7 +120,7 @@ def main(config: Config) -> float:
     if store.reused:
         log.info("from the cache: %s", ", ".join(store.reused))
     log.info("everything is in %s", folder)
-    return float(np.mean([of_corpus[-1].means[of_corpus[-1].main] for of_corpus in rows.values()]))
+    return float(np.mean([row.means[row.main] for of in rows.values() for row in of if row.system == TUNED]))
 
 
 def _plan(config: Config, folder: Path, sweep: bool) -> float:
@@ -131,8 +136,9 @@ def _plan(config: Config, folder: Path, sweep: bool) -> float:
 
 def _prepared(store: Store, part: Part, labels: Labels) -> dict[str, dict[str, Any]]:
     """Query type -> step -> queries left; and under "dropped" what cleaning dropped, by reason."""
-    store.build(part.corpus, labels.groups, *([part.cleaned] if part.cleaned else []))
-    cleaned = store.counts(part.cleaned)["by type"] if part.cleaned else {}
+    written = part.hard or part.cleaned
+    store.build(part.corpus, labels.groups, *([written] if written else []))
+    cleaned = store.counts(written)["by type"] if written else {}
     yields = {
         name: cleaned.get(name, {}) | steps for name, steps in store.counts(labels.groups)["by type"].items()
     }
@@ -146,6 +152,18 @@ def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step
     evaluation = chain.parts[title].c.evaluation
     some = {name: evaluation.headroom_queries for name in systems if name.startswith("teacher")}
     return measure(_qrels(store, chain.tests[title]), rankings, evaluation.metrics, some)
+
+
+def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, float]]:
+    """How hard the queries are: of each type that is trained on, and those that are tested on."""
+    steps = chain.difficulty[title]
+    store.build(*steps.values())
+    trained, tested = (store.load(of) for of in steps.values())
+    types = np.array(_column(store, chain.parts[title].queries, "queries", "querytype"))
+    found = {kind: trained[types == kind].profile() for kind in np.unique(types).tolist()}
+    found["test queries"] = tested.profile()
+    log.info("how hard the queries are:\n%s", report.difficulty(found))
+    return found
 
 
 # Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.
@@ -175,7 +193,7 @@ def _engine_cost(store: Store, chain: Chain, title: str, untuned: CandidateList)
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
     """How the student was trained."""
-    store.build(chain.student)
+    store.build(*chain.students)
     training = store.load(chain.student)
     if chain.student.key not in store.built:
         replay(training, tracker.log)
@@ -212,8 +230,10 @@ def _reported(
     rows = measured.rows
     queries = _column(store, chain.tests[title], "queries", "id")
     passages = _column(store, part.corpus, "passages", "id")
-    report.write(folder, queries, passages, measured.rankings, measured.values, rows, facts)
-    Console().print(table.terminal(rows, f"{name} {title}".strip()))
+    judged = _qrels(store, chain.tests[title])
+    report.write(folder, queries, passages, judged, measured.rankings, measured.values, rows, facts)
+    queried = table.TESTED.get(part.c.evaluation.split, "")
+    Console().print(table.terminal(rows, ". ".join(filter(None, (f"{name} {title}".strip(), queried)))))
     if by_type:
         Console().print(table.by_querytype(by_type, "synthetic queries of held-out passages"))
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.lines import Line
+from dense_retrieval.evaluation.evaluate import tag
 from dense_retrieval.records import Corpus
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def moved(comparison: Comparison, line: Line, corpus: str) -> list[Moved]:
 def _rankings(line: Line, corpus: str, queries: list[str]) -> dict[str, list[str]]:
     """Query id -> ids of its first passages, as the run file has them."""
     run = next(run for run in line.runs if run.corpus == corpus)
-    file = run.folder / f"{line.system.split(' (')[0].replace(' ', '_')}.trec"
+    file = run.folder / f"{tag(line.system)}.trec"
     if not file.is_file():
         return {}
     content = b"\n" + file.read_bytes()

@@ -1,18 +1,21 @@
 """A comparison as one HTML page that needs no server and no network."""
 
 import json
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import vl_convert
 
 from dense_retrieval.comparison import charts, tables
 from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.lines import Line
 from dense_retrieval.comparison.moved import moved
-from dense_retrieval.evaluation.table import TUNED
+from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.evaluation.verdict import verdict
 
 _BEST = 12  # lines whose queries are shown one by one
 
@@ -40,7 +43,9 @@ def render(comparison: Comparison, problems: list[str]) -> str:
                 (line.name, _seeds(comparison, line, corpus), moved(comparison, line, corpus))
                 for line in _best(comparison, corpus)
             ],
-            "yields": _yields(comparison, corpus),
+            "verdicts": _verdicts(comparison, corpus),
+            "yields": _by_training_set(comparison, corpus, "yields", _yields),
+            "difficulty": _by_training_set(comparison, corpus, "difficulty", _difficulty),
         }
         for corpus in tables.corpora(comparison)
     ]
@@ -53,7 +58,7 @@ def render(comparison: Comparison, problems: list[str]) -> str:
         corpora=corpora,
         note=tables.note(comparison),
         problems=problems,
-        runs=[(str(run.folder), run.facts) for run in comparison.runs],
+        runs=list({str(run.folder): run.facts for run in comparison.runs}.items()),
         today=date.today().isoformat(),
         # "</" would end the script element
         specs=json.dumps(specs).replace("</", "<\\/"),
@@ -86,21 +91,44 @@ def _seeds(comparison: Comparison, line: Line, corpus: str) -> str:
     return f"{comparison.main} is the mean of {len(runs)} seeds; rankings of seed {runs[0].seed}"
 
 
-def _yields(comparison: Comparison, corpus: str) -> list[tuple[str, list[list[str]]]]:
-    """Of each training set the lines that it is of, and a table: a header, and a line a query type."""
+def _verdicts(comparison: Comparison, corpus: str) -> list[tuple[str, str]]:
+    """Of each tuned student, by the queries and the seeds, whether it is better than the untuned one."""
+    found = []
+    for line in comparison.lines:
+        runs = [run for run in line.runs if run.corpus == corpus and UNTUNED in run.systems]
+        if line.system == TUNED and runs:
+            of = [run.systems[TUNED][comparison.main] - run.systems[UNTUNED][comparison.main] for run in runs]
+            found.append((line.name, str(verdict(np.stack(of), comparison.main))))
+    return found
+
+
+def _by_training_set(
+    comparison: Comparison, corpus: str, fact: str, columns: Callable[[Any], list[list[str]]]
+) -> list[tuple[str, list[list[str]]]]:
+    """Of each training set the lines that it is of, and a table of one of its runs' facts."""
     names: dict[str, list[str]] = {}
     for line in comparison.lines:
         run = next((run for run in line.runs if run.corpus == corpus and line.system == TUNED), None)
-        if run is not None and "yields" in run.facts:
-            names.setdefault(json.dumps(run.facts["yields"]), []).append(line.name)
-    found = []
-    for text, of in names.items():
-        yields = json.loads(text)
-        steps = list(
-            dict.fromkeys(step for counts in yields.values() for step in counts if step != "dropped")
-        )
-        table = [["query type", *steps]]
-        table += [[kind, *(str(counts.get(step, "")) for step in steps)] for kind, counts in yields.items()]
-        table += [["all", *(str(sum(c.get(step, 0) for c in yields.values())) for step in steps)]]
-        found.append((", ".join(of), table))
-    return found
+        if run is not None and fact in run.facts:
+            names.setdefault(json.dumps(run.facts[fact]), []).append(line.name)
+    return [(", ".join(of), columns(json.loads(text))) for text, of in names.items()]
+
+
+def _yields(yields: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A header, and a line a query type."""
+    steps = list(dict.fromkeys(step for counts in yields.values() for step in counts if step != "dropped"))
+    table = [[kind, *(str(counts.get(step, "")) for step in steps)] for kind, counts in yields.items()]
+    total = ["all", *(str(sum(c.get(step, 0) for c in yields.values())) for step in steps)]
+    return [["query type", *steps], *table, total]
+
+
+def _difficulty(profiles: dict[str, dict[str, float]]) -> list[list[str]]:
+    """A header, a line a query type, and one of the test queries."""
+    measures = list(dict.fromkeys(name for of in profiles.values() for name in of))
+    return [
+        ["query type", *measures],
+        *(
+            [kind, *(f"{of[name]:.2f}" if name != "queries" else str(of[name]) for name in measures)]
+            for kind, of in profiles.items()
+        ),
+    ]

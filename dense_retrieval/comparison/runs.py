@@ -19,7 +19,7 @@ from dense_retrieval.chain import speed_only
 from dense_retrieval.checks import settings as known_settings
 from dense_retrieval.config import Config
 from dense_retrieval.evaluation.evaluate import canonical
-from dense_retrieval.evaluation.table import TUNED
+from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED
 from dense_retrieval.records import InputError
 from dense_retrieval.sweep import FAILURE
 
@@ -30,6 +30,7 @@ _ELSEWHERE = (
     "cache_dir",
     "logger.",
     "plan",
+    "seeds",
     "loss._target_",
     "loss.terms.listwise._t",
     "loss.terms.infonce._t",
@@ -119,7 +120,8 @@ def read(folder: Path, shared: dict[Any, Any] | None = None) -> list[Run]:
         raise InputError(f"{folder} has no metrics.json: the run did not finish{why}; start it again")
     try:
         config = yaml.load((folder / "config.yaml").read_text(), _YAML)
-        return [_read(file.parent, config, {} if shared is None else shared) for file in files]
+        found = [_read(file.parent, config, {} if shared is None else shared) for file in files]
+        return [run for of_corpus in found for run in _by_seed(of_corpus)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
             f"{folder}: broken, or of another version: {' '.join(str(error).split())}"
@@ -152,6 +154,22 @@ def _read(folder: Path, config: Mapping[str, Any], shared: dict[Any, Any]) -> Ru
     corpus = facts["corpus"] + (f" ({facts['split']})" if facts["split"] != "test" else "")
     logger = config["logger"]
     return Run(folder, corpus, settings, systems, facts, logger["project"] if logger["enabled"] else None)
+
+
+def _by_seed(run: Run) -> list[Run]:
+    """A run that trained several times is as many runs."""
+    of_seed = {int(name.removeprefix(REPEATED)): name for name in run.systems if name.startswith(REPEATED)}
+    shared = {name: of for name, of in run.systems.items() if not name.startswith(REPEATED)}
+    others = {name: of for name, of in shared.items() if name not in (TUNED, HYBRID[TUNED])}
+    return [
+        dataclasses.replace(run, systems=shared),
+        *(
+            dataclasses.replace(
+                run, settings=run.settings | {"seed": seed}, systems=others | {TUNED: run.systems[name]}
+            )
+            for seed, name in of_seed.items()
+        ),
+    ]
 
 
 def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dense_retrieval.records import Corpus, InputError, TestSet
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 
-def _sizes(path: Counted | None, loader: dict[str, Any]) -> dict[str, float]:
+def _sizes(path: Counted | None, tokenizer: object, loader: dict[str, Any]) -> dict[str, float]:
     """Of the corpora in this package, and of a folder in BEIR's layout."""
     if path is None:
         inside = loader["_target_"].startswith("dense_retrieval.corpus.embedded.")
@@ -39,14 +39,23 @@ def _counts(corpus: Corpus) -> dict[str, float]:
 
 
 @stage(Corpus.load, name="corpus", version=3, forecast=_sizes)
-def read(folder: Path, path: Folder[Path] | None, /, *, loader: dict[str, Any]) -> Counts:
+def read(
+    folder: Path,
+    path: Folder[Path] | None,
+    tokenizer: Folder[Path] | None = None,
+    /,
+    *,
+    loader: dict[str, Any],
+) -> Counts:
     """A corpus in the package's own form.
 
     Args:
         path: file or folder that it is read from, where there is one.
+        tokenizer: by which documents are cut into passages.
         loader: ``_target_``, a function that gives a :class:`Corpus`, with its other arguments.
     """
-    corpus = instantiate(loader, **({"path": str(path.path)} if path else {}))
+    files = {name: str(of.path) for name, of in (("path", path), ("tokenizer", tokenizer)) if of}
+    corpus = instantiate(loader, **files)
     corpus.save(folder)
     return _counts(corpus)
 
@@ -60,7 +69,7 @@ def test_split(folder: Path, corpus: Folder[Corpus], /, *, split: str) -> Counts
     """
     loaded = corpus.load()
     if split not in loaded.queries:
-        there = ", ".join([*sorted(loaded.queries), "synthetic_dev"])
+        there = ", ".join([*sorted(loaded.queries), "synthetic_dev", "synthetic"])
         raise InputError(f"evaluation.split={split}: this corpus has {there}; choose one of them")
     TestSet(loaded.queries[split], loaded.qrels[split]).save(folder)
     return {"queries": len(loaded.queries[split])}

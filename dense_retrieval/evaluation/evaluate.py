@@ -116,6 +116,19 @@ def _refusal(name: str, reason: str) -> str:
     return f"evaluation.metrics: {name!r} {reason}; use names such as {_EXAMPLES}"
 
 
+def tag(system: str) -> str:
+    """What names a system in TREC's files: ``BM25_tuned_student`` of ``BM25 + tuned student``."""
+    return system.split(" (")[0].replace(" + ", "_").replace(", ", "_").replace(" ", "_")
+
+
+def write_qrels(path: Path, qrels: Qrels, query_ids: Sequence[str], passage_ids: Sequence[str]) -> None:
+    """A TREC file, ``query 0 passage relevance``; a passage that the corpus lacks gets an id of its own."""
+    with path.open("w", encoding="utf-8") as stream:
+        for query, passage, relevance in zip(qrels.query, qrels.passage, qrels.relevance, strict=True):
+            name = passage_ids[int(passage)] if passage >= 0 else f"not-in-the-corpus{passage}"
+            stream.write(f"{query_ids[int(query)]} 0 {name} {relevance}\n")
+
+
 def write_run(
     path: Path, ranking: CandidateList, query_ids: Sequence[str], passage_ids: Sequence[str], tag: str
 ) -> None:

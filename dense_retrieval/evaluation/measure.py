@@ -8,7 +8,8 @@ import numpy as np
 from dense_retrieval.evaluation import table
 from dense_retrieval.evaluation.evaluate import per_query
 from dense_retrieval.evaluation.rank import headroom_rows
-from dense_retrieval.evaluation.table import UNTUNED
+from dense_retrieval.evaluation.table import REPEATED, TUNED, UNTUNED
+from dense_retrieval.evaluation.verdict import Verdict, verdict
 from dense_retrieval.records import CandidateList, Qrels
 
 
@@ -26,6 +27,13 @@ class Measured:
     def rows(self) -> list[table.SystemRow]:
         """A line a system, compared with the untuned student."""
         return table.rows(self.values, UNTUNED)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the tuned student, of all seeds, is better than the untuned one."""
+        main = next(iter(self.values[TUNED]))
+        seeds = [of[main] for name, of in self.values.items() if name == TUNED or name.startswith(REPEATED)]
+        return verdict(np.stack(seeds) - self.values[UNTUNED][main], main)
 
     def by_query(self, ids: Sequence[str], texts: Sequence[str]) -> tuple[list[str], list[list]]:
         """Columns and lines of a table: a line a judged query, its main metric by system.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dense_retrieval.candidates import filters
+from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.evaluation.evaluate import DEPTH
 from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
@@ -76,6 +76,16 @@ def student_ranking(
     if corpus and tested:
         ids = tested.load().queries["id"], corpus.load().passages["id"]
         found = filters.drop_self_matches(found, *ids)
+    found.save(folder / "ranking.npz")
+    return {"queries": len(found.passages)}
+
+
+@stage(load_ranking, name="hybrid", forecast=lambda one, **_: {"queries": one["queries"]})
+def hybrid_ranking(
+    folder: Path, one: Folder[CandidateList], other: Folder[CandidateList], /, *, fusion_k: int
+) -> Counts:
+    """Two rankings fused by reciprocal rank: 1 / (fusion_k + rank)."""
+    found = fusion.reciprocal_rank([one.load(), other.load()], fusion_k)
     found.save(folder / "ranking.npz")
     return {"queries": len(found.passages)}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dense_retrieval.evaluation import evaluate, table
 from dense_retrieval.files import written_through
-from dense_retrieval.records import CandidateList
+from dense_retrieval.records import CandidateList, Qrels
 from dense_retrieval.student.export import write_lengths
 
 
@@ -20,12 +20,13 @@ def write(
     folder: Path,
     query_ids: Sequence[str],
     passage_ids: Sequence[str],
+    qrels: Qrels,
     rankings: Mapping[str, CandidateList],
     values: Mapping[str, Mapping[str, np.ndarray]],
     rows: Sequence[table.SystemRow],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write ``metrics.json``, ``results.md``, ``per_query.parquet`` and a TREC run file a system.
+    """Write ``metrics.json``, ``results.md``, ``per_query.parquet``, a TREC run file a system and ``qrels.trec``.
 
     Args:
         rankings, values: system name -> its ranking, and metric -> ``(Q,)`` values.
@@ -46,8 +47,9 @@ def write(
         columns["query"] += [query_ids[row] for row in rows_]
         for metric in names:
             columns[metric] += of_system[metric][rows_].tolist()
-        tag = name.split(" (")[0].replace(" ", "_")
+        tag = evaluate.tag(name)
         evaluate.write_run(folder / f"{tag}.trec", rankings[name], query_ids, passage_ids, tag)
+    evaluate.write_qrels(folder / "qrels.trec", qrels, query_ids, passage_ids)
     parquet.write_table(pyarrow.table(columns), folder / "per_query.parquet")
 
 
@@ -60,6 +62,16 @@ def yields(counts: Mapping[str, Mapping[str, Any]]) -> str:
         dropped = ", ".join(f"{n} {reason}" for reason, n in steps.get("dropped", {}).items())
         lines.append(f"  {name}: {chain}" + f" (dropped: {dropped})" * bool(dropped))
     return "\n".join(lines)
+
+
+def difficulty(profiles: Mapping[str, Mapping[str, float]]) -> str:
+    """``claim: 50 queries, 0.97 first by BM25, 0.93 first by the student, 0.81 of their words in the passage``, ..."""
+    return "\n".join(
+        f"  {name}: {of['queries']} queries, {of['first by BM25']:.2f} first by BM25, "
+        f"{of['first by the student']:.2f} first by the student, {of['words in common']:.2f} of their words in the "
+        "passage"
+        for name, of in profiles.items()
+    )
 
 
 def copy_model(trained: Path, folder: Path, card: str, query_length: int | None, passage_length: int) -> None:
@@ -90,20 +102,25 @@ def copy_model(trained: Path, folder: Path, card: str, query_length: int | None,
 
 
 def model_card(
-    settings: Mapping[str, Any], rows: Mapping[str, Sequence[table.SystemRow]], facts: Mapping[str, Any]
+    settings: Mapping[str, Any],
+    rows: Mapping[str, Sequence[table.SystemRow]],
+    verdicts: Mapping[str, str],
+    facts: Mapping[str, Any],
 ) -> str:
     """README.md of the model: what it is, how it was made, how good it is, how it is used.
 
     Args:
-        rows: the results by corpus.
+        rows, verdicts: the results by corpus.
     """
-    results = "\n".join(f"{title}\n\n{table.markdown(list(of))}" for title, of in rows.items()).strip()
+    of_corpora = (f"{title}\n\n{table.markdown(list(of))}\n{verdicts[title]}\n" for title, of in rows.items())
+    results = "\n".join(of_corpora).strip()
     student = settings["student"]
+    tested = table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus")
 
     def _named(group: str) -> str:
         """The choice, or where it was read from, if that is a user's own."""
         choice = facts["choices"][group]
-        return settings[group]["path"] if choice in ("custom", "beir") else choice
+        return settings[group]["path"] if choice in ("custom", "beir", "documents") else choice
 
     asked = settings["evaluation"]["query_length"]
     queries = "queries as long as the model can read" if asked is None else f"queries of up to {asked} tokens"
@@ -120,7 +137,7 @@ Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
 Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
 `{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.
 
-Test queries of the corpus, differences and p-values (paired t-test) to the untuned student:
+{tested}, differences and p-values (paired t-test) to the untuned student:
 
 {results}
 

@@ -8,6 +8,12 @@ from rich.table import Table
 from dense_retrieval.evaluation import significance
 
 UNTUNED, TUNED = "untuned student", "tuned student"
+HYBRID = {UNTUNED: f"BM25 + {UNTUNED}", TUNED: f"BM25 + {TUNED}"}
+REPEATED = f"{TUNED}, seed "  # and its number, of the trainings after the first
+TESTED = {  # split -> whose queries these are, where they are not people's
+    "synthetic": "Synthetic queries of held-out passages, which a language model wrote",
+    "synthetic_dev": "Synthetic queries, which also chose the checkpoint",
+}
 SHOWN = 3  # of a run's metrics, the main one first
 
 

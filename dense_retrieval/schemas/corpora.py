@@ -1,6 +1,7 @@
 """``conf/data/``: corpora."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -45,6 +46,29 @@ class FolderData(BeirData):
 
     _target_: str = "dense_retrieval.corpus.beir.read_folder"
     path: str = setting(MISSING, "folder or zip in BEIR's layout")
+
+
+@dataclass
+class Columns:
+    """Of a .csv, .jsonl or Parquet file with documents."""
+
+    text: str = setting("text", "column of the texts")
+    title: str = setting("title", "column of the titles, where there is one")
+    id: str = setting("id", "column of the ids, where there is one; else the file and the row")
+
+
+@dataclass
+class DocumentsData(Data):
+    """Documents on this machine, without queries."""
+
+    _target_: str = "dense_retrieval.corpus.documents.read_documents"
+    path: str = setting(MISSING, "folder or file: .txt .md .html .pdf .csv .jsonl .parquet")
+    passage_tokens: Any = setting(
+        "${student.passage_length}", "of a passage at most, by the student's tokenizer", least=32
+    )
+    overlap_tokens: int = setting(0, "of a passage that the one before it ends with, at most", least=0)
+    columns: Columns = field(default_factory=Columns)
+    heldout: int = setting(100, "passages whose synthetic queries are tested on", least=0)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pandas import read_csv
 from scipy.stats import ttest_rel
 from sentence_transformers import SentenceTransformer
 
+from dense_retrieval.comparison.runs import read_all
+from dense_retrieval.evaluation.verdict import verdict
 from dense_retrieval.run import main
 from dense_retrieval.search import results
 from dense_retrieval.student.engine import PACKAGES
@@ -41,13 +44,37 @@ def test_the_table_is_what_ir_measures_says_of_the_run_files(finished, corpus):
         "BM25": "BM25",
         "untuned student": "untuned_student",
         "tuned student": "tuned_student",
+        "BM25 + untuned student": "BM25_untuned_student",
+        "BM25 + tuned student": "BM25_tuned_student",
     }.items():
         ranking = list(ir_measures.read_trec_run(str(finished / f"runs/first/{file}.trec")))
         expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR @ 10], qrels, ranking)
         for measure, value in expected.items():
             assert metrics[system]["means"][str(measure)] == pytest.approx(value, abs=1e-9)
+    left = {q.query_id: {} for q in ir_measures.read_trec_qrels(str(finished / "runs/first/qrels.trec"))}
+    for judged in ir_measures.read_trec_qrels(str(finished / "runs/first/qrels.trec")):
+        left[judged.query_id][judged.doc_id] = judged.relevance
+    assert left == qrels
     assert metrics["untuned student"]["n"] == 10
     assert next(v for k, v in metrics.items() if k.startswith("teacher"))["n"] == 5
+
+
+def test_the_hybrid_is_the_reciprocal_rank_fusion_of_the_two(finished):
+    def ranked(file: str) -> dict[str, list[str]]:
+        found: dict[str, list] = {}
+        for scored in ir_measures.read_trec_run(str(finished / f"runs/first/{file}.trec")):
+            found.setdefault(scored.query_id, []).append((-scored.score, scored.doc_id))
+        return {query: [passage for _, passage in sorted(of)] for query, of in found.items()}
+
+    words, student = ranked("BM25"), ranked("tuned_student")
+    for query, passages in ranked("BM25_tuned_student").items():
+        gains: dict[str, float] = {}
+        for of in (words.get(query, []), student[query]):
+            for rank, passage in enumerate(of, 1):
+                gains[passage] = gains.get(passage, 0) + 1 / (60 + rank)
+        assert [gains[p] for p in passages] == pytest.approx(
+            sorted(gains.values(), reverse=True)[: len(passages)]
+        )
 
 
 def test_per_query_values_average_to_the_table(finished):
@@ -83,7 +110,13 @@ def test_heldout_queries_are_measured_by_type(finished):
     metrics = json.loads((finished / "runs/first/metrics.json").read_text())
     for kind in ["claim", "question"]:
         rows = {row["system"]: row for row in metrics["heldout"][kind]}
-        assert list(rows) == ["BM25", "untuned student", "tuned student"]
+        assert list(rows) == [
+            "BM25",
+            "untuned student",
+            "BM25 + untuned student",
+            "tuned student",
+            "BM25 + tuned student",
+        ]
         assert all(row["n"] == 4 for row in rows.values())
         difference = rows["tuned student"]["differences"]["nDCG@10"]["mean"]
         values = [rows[name]["means"]["nDCG@10"] for name in ("untuned student", "tuned student")]
@@ -376,10 +409,72 @@ def test_documents_alone_are_tested_on_synthetic_queries(run, command, corpus, t
     shutil.copy(corpus / "corpus.jsonl", tmp_path / "documents")
     own = [*command, "data.path=documents", "logger=none", "hydra.run.dir=run"]
     refused = run(tmp_path, *own, check=False)
-    assert "error: evaluation.split=test: this corpus has synthetic_dev; choose" in refused.stderr
+    assert "error: evaluation.split=test: this corpus has synthetic_dev, synthetic; choose" in refused.stderr
     run(tmp_path, *own, "evaluation.split=synthetic_dev")
     facts = json.loads((tmp_path / "run/metrics.json").read_text())
     assert facts["split"] == "synthetic_dev" and facts["systems"]["tuned student"]["n"] > 0
+
+
+def test_seeds_repeat_training_alone(run, command, finished):
+    """The verdict is of all of them; a comparison takes them for as many runs."""
+    made = {file.parent.name for file in (finished / "cache").glob("*/stage.json")}
+    shown = run(finished, *command, "logger=none", "seeds=3", "hydra.run.dir=runs/seeds")
+    new = [
+        file.parent.name for file in (finished / "cache").glob("*/stage.json") if file.parent.name not in made
+    ]
+    assert {name.rpartition("-")[0] for name in new} == {"training", "embeddings", "ranking"}
+    assert sum(name.startswith("training-") for name in new) == 2
+    facts = json.loads((finished / "runs/seeds/metrics.json").read_text())
+    values = (
+        parquet.read_table(finished / "runs/seeds/per_query.parquet")
+        .to_pandas()
+        .pivot(index="query", columns="system", values="nDCG@10")
+    )
+    names = ["tuned student", "tuned student, seed 1", "tuned student, seed 2"]
+    differences = (values[names].to_numpy() - values[["untuned student"]].to_numpy()).T
+    expected = verdict(differences, "nDCG@10")
+    assert facts["verdict"] == pytest.approx(asdict(expected))
+    assert str(expected) in shown.stdout + shown.stderr
+    runs, _ = read_all([finished / "runs/seeds"])
+    assert [run.seed for run in runs] == [0, 1, 2]
+    for run_, name in zip(runs, names, strict=True):
+        assert run_.systems["tuned student"]["nDCG@10"].to_dict() == values[name].to_dict()
+    assert "tuned student, seed 1" not in runs[0].systems and "BM25" in runs[1].systems
+
+
+def test_a_folder_of_files_is_enough(run, command, corpus, tmp_path):
+    """Its passages are the files' parts; it is tested on the queries of those that are held out."""
+    (tmp_path / "docs").mkdir()
+    for record in map(json.loads, (corpus / "corpus.jsonl").read_text().splitlines()):
+        (tmp_path / f"docs/{record['_id']}.txt").write_text(record["text"])
+    written = [json.loads(line) for line in (corpus / "synthetic.jsonl").read_text().splitlines()]
+    lines = [json.dumps(query | {"passage_id": f"{query['passage_id']}.txt#1"}) for query in written]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    own = [
+        o for o in command if not o.startswith(("data=", "data.path", "generator.path", "evaluation.heldout"))
+    ]
+    shown = run(
+        tmp_path,
+        *own,
+        "data=documents",
+        "data.path=docs",
+        "generator.path=queries.jsonl",
+        "querytype.difficulty=0.5",
+        "logger=none",
+        "hydra.run.dir=run",
+    )
+    facts = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (
+        facts["split"] == "synthetic" and facts["systems"]["tuned student"]["n"] == 4
+    )  # one of each passage
+    assert facts["heldout"]["claim"][0]["n"] == 4
+    assert (facts["yields"]["claim"]["cleaned"], facts["yields"]["claim"]["hard"]) == (36, 18)
+    assert facts["difficulty"]["test queries"]["queries"] == 4
+    assert facts["difficulty"]["claim"]["queries"] == facts["yields"]["claim"]["drawn"]
+    said = "Synthetic queries of held-out passages, which a language model wrote"
+    assert said in " ".join(shown.stdout.split()) and said in (tmp_path / "run/model/README.md").read_text()
+    judged = dict(line.split(" ")[::2] for line in (tmp_path / "run/qrels.trec").read_text().splitlines())
+    assert all(query.startswith(passage) and passage.endswith(".txt#1") for query, passage in judged.items())
 
 
 def test_it_runs_from_a_wheel_outside_the_checkout(tmp_path):

@@ -20,6 +20,7 @@ from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
 from dense_retrieval.evaluation import significance
+from dense_retrieval.evaluation.verdict import verdict
 from dense_retrieval.records import InputError
 
 
@@ -470,6 +471,20 @@ def test_the_queries_that_moved_most(tmp_path):
     shutil.rmtree(tmp_path / "cache")
     bare = moved(found, row, "kale")[0]
     assert (bare.text, bare.ranking_after[0].text, bare.ranking_after[0].relevant) == ("", "", None)
+
+
+def test_the_page_has_a_verdict_over_queries_and_seeds_and_says_how_hard_the_queries_are(tmp_path):
+    truth = grid(tmp_path, seeds=(0, 1, 2), corpora=("kale",))
+    profile = {"queries": 7, "first by BM25": 0.875, "first by the student": 0.5, "words in common": 1.0}
+    for file in tmp_path.glob("kale/*/metrics.json"):
+        facts = json.loads(file.read_text()) | {"difficulty": {"claim": profile, "test queries": profile}}
+        file.write_text(json.dumps(facts))
+    html = page.render(comparison(tmp_path), [])
+    for loss in ("infonce", "listwise"):
+        differences = np.stack([truth["kale", loss, seed] for seed in range(3)]) - truth["kale", "untuned"]
+        assert f"loss={loss}: {verdict(differences, 'nDCG@10')}" in html
+    line = "<td>7</td><td>0.88</td><td>0.50</td><td>1.00</td>"
+    assert f"<td>claim</td>{line}" in html and f"<td>test queries</td>{line}" in html
 
 
 def test_the_page_holds_what_the_comparison_says(tmp_path):

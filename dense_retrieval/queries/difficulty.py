@@ -1,0 +1,172 @@
+"""How hard it is to find a query's passage: for BM25, for the untuned student, and by the words that both share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dense_retrieval.queries.clean import load_queries
+from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet, write_table
+from dense_retrieval.stage import Counted, Counts, Folder, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dense_retrieval.candidates.bm25 import BM25
+
+DEPTH = 1000  # ranks beyond are DEPTH + 1
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Of Q queries.
+
+    Attributes:
+        bm25, student: ``(Q,)`` int64, the best rank of a relevant passage, from 1.
+        overlap: ``(Q,)`` share of the query's words, stop words aside, that stand in a relevant passage.
+    """
+
+    bm25: np.ndarray
+    student: np.ndarray
+    overlap: np.ndarray
+
+    @classmethod
+    def load(cls, folder: Path) -> Difficulty:
+        with np.load(folder / "difficulty.npz") as arrays:
+            return cls(**arrays)
+
+    def save(self, folder: Path) -> None:
+        np.savez(folder / "difficulty.npz", bm25=self.bm25, student=self.student, overlap=self.overlap)
+
+    @property
+    def hardness(self) -> np.ndarray:
+        """``(Q,)`` mean share of the queries that are no harder, by each of the three."""
+        measures = (self.bm25, self.student, -self.overlap)
+        return np.mean([np.searchsorted(np.sort(of), of, side="right") / len(of) for of in measures], axis=0)
+
+    def __getitem__(self, rows: np.ndarray) -> Difficulty:
+        return Difficulty(self.bm25[rows], self.student[rows], self.overlap[rows])
+
+    def profile(self) -> dict[str, float]:
+        """As ``metrics.json`` has it."""
+        return {
+            "queries": len(self.bm25),
+            "first by BM25": float((self.bm25 == 1).mean()),
+            "first by the student": float((self.student == 1).mean()),
+            "words in common": float(self.overlap.mean()),
+        }
+
+
+def best_rank(found: CandidateList, relevant: Sequence[np.ndarray]) -> np.ndarray:
+    """``(Q,)`` rank, from 1, of the first relevant passage; one more than there are where none is found."""
+    ranks = np.full(len(found.passages), found.passages.shape[1] + 1)
+    for row, (passages, of) in enumerate(zip(found.passages, relevant, strict=True)):
+        there = np.flatnonzero(np.isin(passages, of))
+        if len(there):
+            ranks[row] = there[0] + 1
+    return ranks
+
+
+def overlap(queries: Sequence[str], passages: Sequence[Sequence[str]]) -> np.ndarray:
+    """``(Q,)`` greatest share of a query's different words that a passage of its own has; 1 for a query without words.
+
+    >>> overlap(["the kale leaf", "stars"], [["kale is a leaf", "kale"], ["a star"]]).tolist()
+    [1.0, 0.0]
+    """
+    import bm25s
+
+    def words(texts: Sequence[str]) -> Iterator[set[str]]:
+        return map(set, bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False))
+
+    of_passages = words([text for of in passages for text in of])
+    shares = []
+    for query, texts in zip(words(queries), passages, strict=True):
+        found = [len(query & next(of_passages)) / max(1, len(query)) for _ in texts]
+        shares.append(max(found, default=0.0) if query else 1.0)
+    return np.array(shares)
+
+
+def _relevant(qrels: Qrels, n: int) -> list[np.ndarray]:
+    good = (qrels.relevance > 0) & (qrels.passage >= 0)
+    return [qrels.passage[good & (qrels.query == row)] for row in range(n)]
+
+
+@stage(Difficulty.load, speed=("device",), forecast=lambda tested, **_: {"queries": tested["queries"]})
+def difficulty(
+    folder: Path,
+    tested: Folder[TestSet] | Folder[Dataset],
+    corpus: Folder[Corpus],
+    index: Folder[BM25],
+    query_embeddings: Folder[np.ndarray],
+    passage_embeddings: Folder[np.ndarray],
+    /,
+    *,
+    device: str,
+) -> Counts:
+    """How hard some queries are.
+
+    Args:
+        tested: queries with judgements, or synthetic ones with their sources.
+    """
+    from dense_retrieval.candidates.dense import search
+
+    loaded = tested.load()
+    test = loaded if isinstance(loaded, TestSet) else TestSet.of_sources(loaded)
+    asked, texts = list(test.queries["text"]), corpus.load().passages["text"]
+    relevant = _relevant(test.qrels, len(asked))
+    k = min(DEPTH, len(texts))
+    by_student = search(query_embeddings.load(), passage_embeddings.load(), k, device=device)
+    found = Difficulty(
+        best_rank(index.load().search(asked, k), relevant),
+        best_rank(by_student, relevant),
+        overlap(asked, [[texts[int(row)] for row in of] for of in relevant]),
+    )
+    found.save(folder)
+    return {"queries": len(asked)}
+
+
+def hardest(querytypes: Sequence[str], measured: Difficulty, share: float) -> np.ndarray:
+    """Rows, in order, of each type's hardest queries; of equally hard ones the first."""
+    types, kept = np.array(querytypes), []
+    for name in np.unique(types):
+        rows = np.flatnonzero(types == name)
+        order = np.argsort(-measured[rows].hardness, kind="stable")
+        kept.append(rows[order[: max(1, round(share * len(rows)))]])
+    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, dtype=np.int64)
+
+
+def _share(queries: Counted, share: float, **_: Any) -> dict[str, float]:
+    return {"queries": queries["queries"] * share}
+
+
+@stage(load_queries, forecast=_share)
+def hard_queries(
+    folder: Path,
+    queries: Folder[Dataset],
+    difficulty: Folder[Difficulty],
+    untrained: Mapping[str, Folder[np.ndarray]],
+    /,
+    *,
+    share: float,
+) -> Counts:
+    """The hardest of the cleaned queries, type by type.
+
+    Args:
+        untrained: passage rows that none comes from: held-out passages and duplicates.
+    """
+    excluded = np.concatenate([rows.load() for rows in untrained.values()])
+    table = queries.load()
+    usable = np.flatnonzero(~np.isin(table["source"], excluded))
+    rows = usable[hardest(np.array(table["querytype"])[usable].tolist(), difficulty.load()[usable], share)]
+    write_table(table.select(rows), folder / "queries.arrow")
+    by_type: Mapping[str, Any] = json.loads((queries.path / "stage.json").read_text())["counts"]["by type"]
+    left = np.array(table["querytype"])[rows]
+    return {
+        "queries": len(rows),
+        "by type": {name: of | {"hard": int((left == name).sum())} for name, of in by_type.items()},
+    }
