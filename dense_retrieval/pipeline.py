@@ -29,6 +29,7 @@ from dense_retrieval.nodes import (
     engine_of,
     hardware,
     outside,
+    passage_length,
     plain,
     settings,
     student_settings,
@@ -147,7 +148,7 @@ def untuned(c: Config) -> Outside:
 def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
     """Token ids of "passages", of "queries" to train on, or of "test queries"."""
     student = c.student
-    lengths = {"passages": student.passage_length, "queries": student.query_length}
+    lengths = {"passages": passage_length(c), "queries": student.query_length}
     return tokens(
         texts,
         untuned(c),

@@ -76,8 +76,8 @@ class Store:
         return self.open(step).load()
 
     def counts(self, step: Step[Any]) -> dict[str, Any]:
-        """What the stage counted when it was built."""
-        return json.loads((self.open(step).path / "stage.json").read_text())["counts"]
+        """What the stage of a step that is built counted."""
+        return json.loads((self.root / step.key / "stage.json").read_text())["counts"]
 
     @property
     def reused(self) -> list[str]:

@@ -72,6 +72,8 @@ def train(
 
     torch.manual_seed(seed)
     learner = instantiate(student, path=str(weights.path))
+    if student.get("passage_length", 0) is None:  # auto: it is the length of a passage, and none is longer
+        learner.passage_length = int(passages.load().lengths.max())
     found = temperatures.load()
     student_tau, teacher_tau = found["student_temperature"], found["teacher_temperature"]
     loss = Loss({name: instantiate(term) for name, term in terms.items()}).found(student_tau, teacher_tau)

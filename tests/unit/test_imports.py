@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dense_retrieval"
 LAYERS = [
     ["records", "batching", "matmul", "losses"],
-    ["stage", "store", "files", "memo", "schemas", "config", "checks", "errors", "tracking", "hub", "sweep"],
+    ["stage", "store", "files", "memo", "schemas", "config", "scale", "checks", "errors", "tracking", "hub", "sweep"],
     ["corpus"],
     ["queries"],
     ["student"],
@@ -36,6 +36,7 @@ CONFIGURED = (
     "comparison/runs.py",
     "schemas/",
     "config.py",
+    "scale.py",
     "checks.py",
     "errors.py",
     "teacher/train.py",
