@@ -126,7 +126,7 @@ def _plan(config: Config, folder: Path, sweep: bool) -> float:
     if sweep:
         plan.write(lines, folder)
     else:
-        _say_how_large(store, chain, HydraConfig.get().runtime.choices.scale, planned=True)
+        _say_how_large(store, chain, HydraConfig.get().runtime.choices["scale"], planned=True)
         Console().print(plan.table(lines, "plan"))
         plan.remove(folder)
     return math.nan
@@ -139,7 +139,9 @@ def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = Fals
         if not planned:
             store.build(tokens)
             if part.c.scale.name != "laptop" and not scale.on_gpu(part.c.device):
-                log.warning("scale=%s is meant for a GPU, and this runs on a CPU: scale=laptop is its size", choice)
+                log.warning(
+                    "scale=%s is meant for a GPU, and this runs on a CPU: scale=laptop is its size", choice
+                )
         counts = store.counts(tokens) if not planned or store.has(tokens) else {}
         log.info("%s", f"{title} {scale.line(part.c, choice, counts)}".strip())
 

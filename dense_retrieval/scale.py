@@ -45,11 +45,21 @@ def line(c: Any, choice: str, tokens: Mapping[str, Any]) -> str:
         choice: what ``scale=`` says.
         tokens: what the passages' tokens counted, as far as that is known.
     """
-    size = "" if choice == c.scale.name else f" {c.scale.name}, there being {'a' if on_gpu(c.device) else 'no'} GPU:"
+    size = (
+        ""
+        if choice == c.scale.name
+        else f" {c.scale.name}, there being {'a' if on_gpu(c.device) else 'no'} GPU:"
+    )
     length = tokens.get("length", c.student.passage_length)
-    parts = ["passages whole, but for the 5 % longest" if length == "auto" else f"passages of up to {length} tokens"]
+    parts = [
+        "passages whole, but for the 5 % longest"
+        if length == "auto"
+        else f"passages of up to {length} tokens"
+    ]
     if "cut" in tokens:
-        parts[0] += f" ({100 * tokens['cut']:.0f} % are cut, which loses {100 * tokens['lost']:.0f} % of all tokens)"
+        parts[0] += (
+            f" ({100 * tokens['cut']:.0f} % are cut, which loses {100 * tokens['lost']:.0f} % of all tokens)"
+        )
     if (written := c.generator.get("passages", 0)) != 0:
         parts.append(f"queries written for {'all' if written is None else f'{written:,}'} passages")
     epochs = c.trainer.max_epochs
