@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -27,7 +28,8 @@ class Line:
         state: "there", "to build", or "not needed": missing, but so is nothing that would read it.
         work: what it will count: rows, pairs, tokens, prompts; an estimate where its inputs are not built yet.
         seconds: by what the stage took on this machine for each unit of work.
-        size: bytes, likewise.
+        size: bytes, likewise; of some stages by what they will write.
+        memory: bytes at its peak, of the whole process, by a line through what earlier work took here.
     """
 
     key: str
@@ -36,6 +38,7 @@ class Line:
     work: dict[str, float]
     seconds: float
     size: float
+    memory: float
 
 
 def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
@@ -57,8 +60,8 @@ def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
     for key, step in reachable(wanted).items():
         state = "to build" if key in missing else "there" if store.has(step) else "not needed"
         work = counted(step)
-        seconds, size = earlier(step.stage.name, work if state == "to build" else Counted())
-        found.append(Line(key, step.stage.name, state, dict(work), seconds, size))
+        expected = earlier(step.stage.name, work if state == "to build" else Counted())
+        found.append(Line(key, step.stage.name, state, dict(work), *expected))
     return found
 
 
@@ -85,27 +88,32 @@ class _Counts:
         return self.known[step.key]
 
 
-def _earlier(root: Path) -> Callable[[str, Counted], tuple[float, float]]:
-    """Seconds and bytes of some work, by what this machine needed for each unit of it before."""
+def _earlier(root: Path) -> Callable[[str, Counted], tuple[float, float, float]]:
+    """Seconds, bytes on disk and in memory of some work, by what this machine needed for such work before."""
     totals: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for file in root.glob("*/stage.json"):
         try:
             record = json.loads(file.read_text())
             counts, name = record["counts"], record["stage"]
             size = sum(output["size"] for output in record["outputs"].values())
-            seconds = record["seconds"] if record["host"] == platform.node() else math.nan
+            here = record["host"] == platform.node()
+            seconds = record["seconds"] if here else math.nan
+            memory = record.get("memory") if here else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # from before, or damaged
         for unit, n in counts.items():
             if isinstance(n, int | float) and n > 0:
                 total = totals.setdefault((name, unit), [0.0, 0.0, 0.0, 0.0])
                 total[2], total[3] = total[2] + n, total[3] + size
+                if memory:
+                    peaks.setdefault((name, unit), []).append((n, memory))
                 if not math.isnan(seconds):
                     total[0], total[1] = total[0] + n, total[1] + seconds
 
-    def estimate(stage: str, work: Counted) -> tuple[float, float]:
+    def estimate(stage: str, work: Counted) -> tuple[float, float, float]:
         if not work:
-            return math.nan, math.nan
+            return math.nan, math.nan, math.nan
         unit = next(iter(work))
         n, seconds, _, _ = totals.get((stage, unit), [0.0] * 4)
         kept = "texts" if "texts" in work else "pairs" if "pairs" in work else unit
@@ -113,9 +121,27 @@ def _earlier(root: Path) -> Callable[[str, Counted], tuple[float, float]]:
         return (
             work[unit] * seconds / n if n else math.nan,
             work.get("bytes", work[kept] * size / m if m else math.nan),
+            _peak(peaks.get((stage, unit), []), work[unit]),
         )
 
     return estimate
+
+
+def _peak(measured: list[tuple[float, float]], n: float) -> float:
+    """Bytes in memory at some amount of work: a process's own, and so many for each unit.
+
+    NaN beyond twice the most work that was measured, unless amounts that differ threefold say what a unit takes.
+
+    Args:
+        measured: earlier amounts, and the bytes of each.
+    """
+    done, peaks = [amount for amount, _ in measured], [memory for _, memory in measured]
+    if not done or math.isnan(n):
+        return math.nan
+    if max(done) < 3 * min(done):
+        return max(peaks) if n <= 2 * max(done) else math.nan
+    each, own = np.polyfit(done, peaks, 1)
+    return max(float(own + each * n), min(peaks)) if each > 0 else max(peaks)
 
 
 def of_sweep(folder: Path) -> list[Line]:
@@ -157,7 +183,7 @@ def table(plan: list[Line], title: str) -> Table:
     shown = Table(title=title, caption=total(plan), title_justify="left", caption_justify="left")
     for column in ("stage", "", "to do"):
         shown.add_column(column)
-    for column in ("time", "disk"):
+    for column in ("time", "memory", "disk"):
         shown.add_column(column, justify="right")
     for line in plan:
         todo = line.state == "to build"
@@ -168,6 +194,7 @@ def table(plan: list[Line], title: str) -> Table:
             if todo
             else "",
             _time(line.seconds) if todo else "",
+            _size(line.memory) if todo else "",
             _size(line.size) if todo else "",
         )
     return shown
@@ -180,6 +207,8 @@ def total(plan: list[Line]) -> str:
         return f"all of {len(plan)} stages are there: nothing to build"
     seconds, size = ([line.seconds for line in todo], [line.size for line in todo])
     parts = [_sum(seconds, _time, "time"), _sum(size, _size, "size")]
+    if known := [line.memory for line in todo if not math.isnan(line.memory)]:
+        parts.append(f"at most {_size(max(known))} of memory")
     written = [line.work["tokens"] for line in todo if "written" in line.work]
     if written:
         parts.append(

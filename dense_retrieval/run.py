@@ -136,13 +136,14 @@ def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = Fals
     """The size of each corpus's part, and what is cut of its passages; only if not planned are they read for it."""
     for title, part in chain.parts.items():
         tokens = tokenized(part.c, part.corpus, "passages")
-        if not planned:
+        counts: dict[str, Any] = {}
+        if not planned or store.has(tokens):
             store.build(tokens)
-            if part.c.scale.name != "laptop" and not scale.on_gpu(part.c.device):
-                log.warning(
-                    "scale=%s is meant for a GPU, and this runs on a CPU: scale=laptop is its size", choice
-                )
-        counts = store.counts(tokens) if not planned or store.has(tokens) else {}
+            counts = store.counts(tokens)
+        if not planned and part.c.scale.name != "laptop" and not scale.on_gpu(part.c.device):
+            log.warning(
+                "scale=%s is meant for a GPU, and this runs on a CPU, whose size is scale=laptop", choice
+            )
         log.info("%s", f"{title} {scale.line(part.c, choice, counts)}".strip())
 
 

@@ -16,6 +16,7 @@ LAYERS = [
         "schemas",
         "config",
         "scale",
+        "resident",
         "checks",
         "errors",
         "tracking",

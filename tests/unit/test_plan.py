@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dense_retrieval import plan
+from dense_retrieval import plan, resident
 from dense_retrieval.plan import Line
 from dense_retrieval.stage import Counts, Folder, stage
 from dense_retrieval.store import Store
@@ -86,9 +86,13 @@ def test_time_and_size_are_those_of_earlier_work_on_this_machine(store):
 
 def test_the_union_of_jobs_has_each_stage_once():
     lines = [
-        Line(key, "s", state, {"rows": 1.0}, 1.0, 2.0) for key, state in (("a", "there"), ("b", "to build"))
+        Line(key, "s", state, {"rows": 1.0}, 1.0, 2.0, 3.0)
+        for key, state in (("a", "there"), ("b", "to build"))
     ]
-    other = [Line("a", "s", "to build", {"rows": 1.0}, 1.0, 2.0), Line("c", "s", "there", {}, 1.0, 2.0)]
+    other = [
+        Line("a", "s", "to build", {"rows": 1.0}, 1.0, 2.0, 3.0),
+        Line("c", "s", "there", {}, 1.0, 2.0, 3.0),
+    ]
     found = plan.union([[vars(line) for line in part] for part in (lines, other)])
     assert {line.key: line.state for line in found} == {"a": "to build", "b": "to build", "c": "there"}
 
@@ -96,11 +100,38 @@ def test_the_union_of_jobs_has_each_stage_once():
 def test_the_total_counts_what_is_known():
     nan = math.nan
     lines = [
-        Line("a", "raw_queries", "to build", {"written": 10.0, "tokens": 5000.0}, 60.0, 1e6),
-        Line("b", "s", "to build", {"rows": nan}, nan, nan),
-        Line("c", "s", "there", {"rows": 9.0}, nan, nan),
+        Line("a", "raw_queries", "to build", {"written": 10.0, "tokens": 5000.0}, 60.0, 1e6, 3e9),
+        Line("b", "s", "to build", {"rows": nan}, nan, nan, nan),
+        Line("c", "s", "there", {"rows": 9.0}, nan, nan, 5e9),
     ]
     assert plan.total(lines) == (
-        "2 of 3 stages to build: 60 s (1 of unknown time), 1.0 MB (1 of unknown size), 5,000 tokens for the language "
-        "model, less what it has answered before"
+        "2 of 3 stages to build: 60 s (1 of unknown time), 1.0 MB (1 of unknown size), at most 3.0 GB of memory, "
+        "5,000 tokens for the language model, less what it has answered before"
     )
+
+
+def test_memory_is_a_process_s_own_and_so_much_a_unit():
+    measured = [(100, 1_000.0), (200, 1_100.0), (400, 1_300.0)]  # 900 and 1 a unit
+    assert plan._peak(measured, 1_000) == pytest.approx(1_900)
+    assert plan._peak(measured, 10) == 1_000  # the least that was seen
+    one = [(100, 1_000.0), (150, 1_200.0)]  # too near each other to say what a unit takes
+    assert plan._peak(one, 300) == 1_200 and math.isnan(plan._peak(one, 301))
+    assert plan._peak([(100, 1_300.0), (400, 1_000.0)], 800) == 1_300
+    assert math.isnan(plan._peak([], 1)) and math.isnan(plan._peak(measured, math.nan))
+
+
+def test_a_stage_s_memory_is_in_its_record(store, monkeypatch):
+    """The most that was held, beside the key: an older record has none, and is as good."""
+    held = iter([5, 7])
+    monkeypatch.setattr("dense_retrieval.resident.now", lambda: next(held, 6))
+    store.build(rows(n=3))
+    record = json.loads((store.root / rows(n=3).key / "stage.json").read_text())
+    assert record["memory"] == 7
+    assert plan.lines(store, [rows(n=4)])[0].memory == 7
+
+
+def test_memory_is_that_of_the_process():
+    before = resident.now()
+    with resident.peak() as most:
+        held = bytearray(64 * 2**20)
+        assert most() >= before + len(held) // 2
