@@ -111,8 +111,9 @@ def prepare(c: Config) -> Part:
 
 def corpus_of(c: Config) -> Step[Corpus]:
     # what is left out is for later stages
-    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
-    return read(outside("data.path", c.data.get("path")), loader=loader)
+    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout", "known")
+    known = plain(c.data.known) if "known" in c.data else None
+    return read(outside("data.path", c.data.get("path")), loader=loader, known=known)
 
 
 def written(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -10,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
-from dense_retrieval.stage import Counted, Folder, Member, Step, reachable
+from dense_retrieval.forecast import Amounts, Cost, Earlier
+from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store
 
+_HIDDEN = ("bytes", "dimension")  # of what is to do
 FILE = "plan.json"  # in a job's folder, until the sweep's plan is shown
 
 
@@ -27,7 +27,7 @@ class Line:
     Attributes:
         state: "there", "to build", or "not needed": missing, but so is nothing that would read it.
         work: what it will count: rows, pairs, tokens, prompts; an estimate where its inputs are not built yet.
-        seconds: by what the stage took on this machine for each unit of work.
+        seconds: by what the same work took on this machine for each unit: that of the same stage and models.
         size: bytes, likewise; of some stages by what they will write.
         memory: bytes at its peak, of the whole process, by a line through what earlier work took here.
     """
@@ -55,93 +55,15 @@ def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
 
     for step in wanted:
         need(step)
-    counted, earlier = _Counts(store), _earlier(store.root)
+    all_of = reachable(wanted)
+    counted, earlier = Amounts(store), Earlier(store.root, all_of)
     found = []
-    for key, step in reachable(wanted).items():
+    for key, step in all_of.items():
         state = "to build" if key in missing else "there" if store.has(step) else "not needed"
         work = counted(step)
-        expected = earlier(step.stage.name, work if state == "to build" else Counted())
-        found.append(Line(key, step.stage.name, state, dict(work), *expected))
+        cost = earlier(step, work, counted) if state == "to build" else Cost()
+        found.append(Line(key, step.stage.name, state, dict(work), *cost))
     return found
-
-
-class _Counts:
-    """What a folder counted or, if it is not built, will count."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.known: dict[str, Counted] = {}
-
-    def __call__(self, folder: Folder[Any]) -> Counted:
-        step = folder.step if isinstance(folder, Member) else folder
-        if not isinstance(step, Step):
-            outside = Counted()
-            outside.path = folder.path
-            return outside
-        if step.key not in self.known:
-            if self.store.has(step):
-                counts = json.loads((self.store.root / step.key / "stage.json").read_text())["counts"]
-                numbers = {name: value for name, value in counts.items() if isinstance(value, int | float)}
-                self.known[step.key] = Counted(numbers)
-            else:
-                self.known[step.key] = step.forecast(self)
-        return self.known[step.key]
-
-
-def _earlier(root: Path) -> Callable[[str, Counted], tuple[float, float, float]]:
-    """Seconds, bytes on disk and in memory of some work, by what this machine needed for such work before."""
-    totals: dict[tuple[str, str], list[float]] = {}
-    peaks: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for file in root.glob("*/stage.json"):
-        try:
-            record = json.loads(file.read_text())
-            counts, name = record["counts"], record["stage"]
-            size = sum(output["size"] for output in record["outputs"].values())
-            here = record["host"] == platform.node()
-            seconds = record["seconds"] if here else math.nan
-            memory = record.get("memory") if here else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # from before, or damaged
-        for unit, n in counts.items():
-            if isinstance(n, int | float) and n > 0:
-                total = totals.setdefault((name, unit), [0.0, 0.0, 0.0, 0.0])
-                total[2], total[3] = total[2] + n, total[3] + size
-                if memory:
-                    peaks.setdefault((name, unit), []).append((n, memory))
-                if not math.isnan(seconds):
-                    total[0], total[1] = total[0] + n, total[1] + seconds
-
-    def estimate(stage: str, work: Counted) -> tuple[float, float, float]:
-        if not work:
-            return math.nan, math.nan, math.nan
-        unit = next(iter(work))
-        n, seconds, _, _ = totals.get((stage, unit), [0.0] * 4)
-        kept = "texts" if "texts" in work else "pairs" if "pairs" in work else unit
-        _, _, m, size = totals.get((stage, kept), [0.0] * 4)
-        return (
-            work[unit] * seconds / n if n else math.nan,
-            work.get("bytes", work[kept] * size / m if m else math.nan),
-            _peak(peaks.get((stage, unit), []), work[unit]),
-        )
-
-    return estimate
-
-
-def _peak(measured: list[tuple[float, float]], n: float) -> float:
-    """Bytes in memory at some amount of work: a process's own, and so many for each unit.
-
-    NaN beyond twice the most work that was measured, unless amounts that differ threefold say what a unit takes.
-
-    Args:
-        measured: earlier amounts, and the bytes of each.
-    """
-    done, peaks = [amount for amount, _ in measured], [memory for _, memory in measured]
-    if not done or math.isnan(n):
-        return math.nan
-    if max(done) < 3 * min(done):
-        return max(peaks) if n <= 2 * max(done) else math.nan
-    each, own = np.polyfit(done, peaks, 1)
-    return max(float(own + each * n), min(peaks)) if each > 0 else max(peaks)
 
 
 def of_sweep(folder: Path) -> list[Line]:
@@ -190,7 +112,7 @@ def table(plan: list[Line], title: str) -> Table:
         shown.add_row(
             line.stage,
             line.state,
-            ", ".join(f"{_number(n)} {unit}" for unit, n in line.work.items() if unit != "bytes")
+            ", ".join(f"{_number(n)} {unit}" for unit, n in line.work.items() if unit not in _HIDDEN)
             if todo
             else "",
             _time(line.seconds) if todo else "",

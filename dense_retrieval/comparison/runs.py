@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _ELSEWHERE = (
     "cache_dir",
     "scale.",
+    "data.known.",
     "logger.",
     "plan",
     "loss._target_",

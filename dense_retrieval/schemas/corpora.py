@@ -1,6 +1,6 @@
 """``conf/data/``: corpora."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -48,6 +48,16 @@ class FolderData(BeirData):
 
 
 @dataclass
+class Known:
+    """What BEIR says of a corpus of its (table 1 of arXiv 2104.08663): plans need it before the corpus is there."""
+
+    passages: int | None = setting(None, "of the corpus", least=1)
+    words: float | None = setting(None, "of a passage, on average", above=0)
+    train_queries: int | None = setting(None, "judged queries to train on", least=1)
+    test_queries: int | None = setting(None, "judged queries to test on", least=1)
+
+
+@dataclass
 class NamedData(BeirData):
     """A corpus of BEIR's."""
 
@@ -57,6 +67,7 @@ class NamedData(BeirData):
     zip: bool = setting(False, "BEIR's own zip instead of the hub")
     zip_name: str = setting(MISSING, "of BEIR's zip, without .zip")
     zip_md5: str = setting(MISSING, "of BEIR's zip, as BEIR publishes it")
+    known: Known = field(default_factory=Known)
 
 
 @dataclass

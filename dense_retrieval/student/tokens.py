@@ -161,7 +161,8 @@ def _about(texts: Counted, of: str, length: int | str | None, **_: Any) -> dict[
     """Texts, and tokens, at four characters a token; passage_length=auto cuts few of them."""
     n = texts[of]
     each = texts["characters"] / n / 4 + 2 if of == "passages" else 16
-    return {"texts": n, "tokens": n * (np.minimum(each, length) if isinstance(length, int) else each)}
+    total = n * (np.minimum(each, length) if isinstance(length, int) else each)
+    return {"texts": n, "tokens": total, "bytes": 4 * total + 8 * n}
 
 
 @stage(Tokens.load, version=2, forecast=_about)

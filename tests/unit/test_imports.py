@@ -34,6 +34,7 @@ LAYERS = [
     ["nodes"],
     ["pipeline"],
     ["chain"],
+    ["forecast"],
     ["plan", "comparison"],
     ["run", "generate", "compare", "cache", "search"],
 ]

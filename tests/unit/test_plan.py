@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dense_retrieval import plan, resident
+from dense_retrieval.forecast import peak
 from dense_retrieval.plan import Line
 from dense_retrieval.stage import Counts, Folder, stage
 from dense_retrieval.store import Store
@@ -112,12 +113,12 @@ def test_the_total_counts_what_is_known():
 
 def test_memory_is_a_process_s_own_and_so_much_a_unit():
     measured = [(100, 1_000.0), (200, 1_100.0), (400, 1_300.0)]  # 900 and 1 a unit
-    assert plan._peak(measured, 1_000) == pytest.approx(1_900)
-    assert plan._peak(measured, 10) == 1_000  # the least that was seen
+    assert peak(measured, 1_000) == pytest.approx(1_900)
+    assert peak(measured, 10) == 1_000  # the least that was seen
     one = [(100, 1_000.0), (150, 1_200.0)]  # too near each other to say what a unit takes
-    assert plan._peak(one, 300) == 1_200 and math.isnan(plan._peak(one, 301))
-    assert plan._peak([(100, 1_300.0), (400, 1_000.0)], 800) == 1_300
-    assert math.isnan(plan._peak([], 1)) and math.isnan(plan._peak(measured, math.nan))
+    assert peak(one, 300) == 1_200 and math.isnan(peak(one, 301))
+    assert peak([(100, 1_300.0), (400, 1_000.0)], 800) == 1_300
+    assert math.isnan(peak([], 1)) and math.isnan(peak(measured, math.nan))
 
 
 def test_a_stage_s_memory_is_in_its_record(store, monkeypatch):
