@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from dense_retrieval import plan, resident
+from dense_retrieval.corpus.read import read
 from dense_retrieval.forecast import peak
+from dense_retrieval.hub import dimension, weights_size
 from dense_retrieval.plan import Line
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.stage import Counts, Folder, Outside, stage
 from dense_retrieval.store import Store
+from dense_retrieval.student.export_engine import exported
 
 
 def nothing(folder: Path) -> None:
@@ -136,3 +139,82 @@ def test_memory_is_that_of_the_process():
     with resident.peak() as most:
         held = bytearray(64 * 2**20)
         assert most() >= before + len(held) // 2
+
+
+@stage(nothing, name="training", forecast=lambda weights: {"rows": 1, "bytes": weights_size(weights)})
+def tuned(folder: Path, weights: Folder[Path], /) -> Counts:
+    (folder / "model").mkdir()
+    (folder / "model/model.safetensors").write_bytes(b"x" * 8)
+    return {"rows": 1}
+
+
+@stage(nothing, forecast=lambda weights, n: {"texts": n, "bytes": n * 4 * dimension(weights)})
+def embedded(folder: Path, weights: Folder[Path], /, *, n: int) -> Counts:
+    return {"texts": n}
+
+
+@stage(nothing, name="ranking", forecast=lambda queries, passage_embeddings: {"queries": queries["texts"]})
+def searched(folder: Path, queries: Folder[None], passage_embeddings: Folder[None], /) -> Counts:
+    return {"queries": 2}
+
+
+def took(store: Store, step, **values) -> None:
+    """What a stage's record says that it took."""
+    file = store.root / step.key / "stage.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.fixture
+def models(tmp_path) -> list[Outside]:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+        (tmp_path / name / "config.json").write_text('{"hidden_size": 3}')
+    return [Outside(tmp_path / "one"), Outside(tmp_path / "other")]
+
+
+def test_a_model_s_time_is_that_of_the_same_one_and_of_what_is_tuned_from_it(store, models):
+    one, other = models
+    first = embedded(one, n=10)
+    store.build(first)
+    took(store, first, seconds=5.0)
+    tuned_one, tuned_other = (embedded(tuned(of).part("model"), n=20) for of in models)
+    lines = {line.key: line for line in plan.lines(store, [embedded(one, n=30), tuned_one, tuned_other])}
+    assert lines[embedded(one, n=30).key].seconds == pytest.approx(15.0)
+    assert lines[embedded(one, n=30).key].size == 30 * 4 * 3
+    assert lines[tuned_one.key].seconds == pytest.approx(10.0)
+    assert math.isnan(lines[tuned_other.key].seconds)
+    assert lines[tuned(one).key].size == 3 and lines[tuned(other).key].size == 5  # of their weights
+    store.build(tuned_one)
+    took(store, tuned_one, seconds=100.0)
+    found = {line.key: line for line in plan.lines(store, [embedded(one, n=30)])}
+    assert found[embedded(one, n=30).key].seconds == pytest.approx(105.0)  # 105 s for 30 texts
+
+
+def test_a_search_takes_as_long_as_there_are_queries_and_passages(store, models):
+    few, many = embedded(models[0], n=10), embedded(models[0], n=1_000)
+    asked = embedded(models[0], n=2)
+    step = searched(asked, few)
+    store.build(step)
+    took(store, step, seconds=3.0, memory=100)
+    found = {line.key: line for line in plan.lines(store, [searched(asked, many)])}
+    assert found[searched(asked, many).key].seconds == pytest.approx(300.0)
+    assert math.isnan(found[searched(asked, many).key].memory)  # of so many passages nothing is known
+
+
+def test_a_corpus_that_is_not_there_is_as_large_as_beir_says(store):
+    loader = {"_target_": "dense_retrieval.corpus.beir.read_named", "name": "mteb/fiqa"}
+    known = {"passages": 57_638, "words": 132.0, "train_queries": None, "test_queries": 648}
+    step = read(None, loader=loader, known=known)
+    assert step.key == read(None, loader=loader).key
+    work = plan.lines(store, [step])[0].work
+    assert work == {"passages": 57_638, "test queries": 648, "characters": 57_638 * 132 * 6}
+
+
+def test_what_an_exported_student_takes_on_disk(store, models):
+    settings = {"student": {}}
+    sizes = [
+        plan.lines(store, [exported(models[1], None, engine=engine, **settings)])[-1].size
+        for engine in ("openvino", "onnx_int8", "openvino_int8")
+    ]
+    assert sizes == [5, 5, 1.25]
