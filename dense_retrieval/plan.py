@@ -123,14 +123,15 @@ def table(plan: list[Line], title: str) -> Table:
 
 
 def total(plan: list[Line]) -> str:
-    """``12 of 30 stages to build: 5 min (2 of unknown time), 40 MB (3 of unknown size)``"""
+    """``12 of 30 stages to build: 5 min (2 of unknown time), 40 MB (3 of unknown size),
+    up to 3 GB of memory (1 of unknown memory)``"""
     todo = [line for line in plan if line.state == "to build"]
     if not todo:
         return f"all of {len(plan)} stages are there: nothing to build"
     seconds, size = ([line.seconds for line in todo], [line.size for line in todo])
-    parts = [_sum(seconds, _time, "time"), _sum(size, _size, "size")]
-    if known := [line.memory for line in todo if not math.isnan(line.memory)]:
-        parts.append(f"at most {_size(max(known))} of memory")
+    parts = [_together(seconds, sum, _time, "time"), _together(size, sum, _size, "size")]
+    memory = [line.memory for line in todo]
+    parts.append(_together(memory, max, lambda most: f"up to {_size(most)} of memory", "memory"))
     written = [line.work["tokens"] for line in todo if "written" in line.work]
     if written:
         parts.append(
@@ -139,10 +140,12 @@ def total(plan: list[Line]) -> str:
     return f"{len(todo)} of {len(plan)} stages to build: {', '.join(parts)}"
 
 
-def _sum(values: list[float], shown: Callable[[float], str], of: str) -> str:
+def _together(
+    values: list[float], total: Callable[[list[float]], float], shown: Callable[[float], str], of: str
+) -> str:
     known = [value for value in values if not math.isnan(value)]
     lacking = len(values) - len(known)
-    return (shown(sum(known)) if known else f"unknown {of}") + (
+    return (shown(total(known)) if known else f"unknown {of}") + (
         f" ({lacking} of unknown {of})" if lacking and known else ""
     )
 

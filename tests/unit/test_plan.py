@@ -109,8 +109,8 @@ def test_the_total_counts_what_is_known():
         Line("c", "s", "there", {"rows": 9.0}, nan, nan, 5e9),
     ]
     assert plan.total(lines) == (
-        "2 of 3 stages to build: 60 s (1 of unknown time), 1.0 MB (1 of unknown size), at most 3.0 GB of memory, "
-        "5,000 tokens for the language model, less what it has answered before"
+        "2 of 3 stages to build: 60 s (1 of unknown time), 1.0 MB (1 of unknown size), up to 3.0 GB of memory "
+        "(1 of unknown memory), 5,000 tokens for the language model, less what it has answered before"
     )
 
 

@@ -1,6 +1,7 @@
 """How large a run is: by this machine, by choice, and by the corpus."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,29 @@ def test_the_line():
         "scale=auto: gpu, there being a GPU: passages whole, but for the 5 % longest, queries written for 50,000 "
         "passages, lists of 20, steps of 1,024 queries, 10 epochs at most"
     )
+
+
+def test_a_size_that_is_not_this_machine_s_is_warned_of(finished, run, tmp_path, command):
+    """It runs all the same, here with all that counts given."""
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+    given = ["logger=none", "precision=32-true", "device=cpu", "trainer.patience=2", "hydra.run.dir=run"]
+    log = run(tmp_path, *command, *given, "scale=gpu").stdout
+    assert "scale=gpu is meant for a GPU, and this runs on a CPU, whose size is scale=laptop" in log
+    assert (
+        "scale=gpu: passages of up to 32 tokens (0 % are cut, which loses 0 % of all tokens), lists of 4"
+        in log
+    )
+    assert "built in" not in log
+
+
+def test_the_model_s_length_is_the_one_that_was_found(finished, run, tmp_path, command):
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+    given = [*command, "logger=none", "student.passage_length=auto", "evaluation.query_length=20"]
+    run(tmp_path, *given, "hydra.run.dir=run")
+    lengths = json.loads((tmp_path / "run/model/sentence_bert_config.json").read_text())
+    assert lengths == {"max_seq_length": 14, "query_length": 20, "document_length": 14}  # of 12 words
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["passage_length"] == 14
+    assert "passages of up to 14 tokens" in (tmp_path / "run/model/README.md").read_text()
 
 
 def test_a_run_is_searched_by_the_size_that_it_had(tmp_path):
