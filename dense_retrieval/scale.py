@@ -7,28 +7,33 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+_FOR_ITS_GENERATOR = (
+    30e9  # bytes of memory that a GPU has, if it is to hold the model of gpu.yaml and its work
+)
 
-def there_is_a_gpu() -> bool:
-    """Whether torch finds one; without loading it where the system has none."""
+
+def gpu_memory() -> int:
+    """Bytes of the GPU that torch finds, 0 if none; torch is not loaded where the system has none."""
     if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
-        return False
+        return 0
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
 
 def of_machine(folder: Path, setting: str, device: str) -> Any:
-    """What ``gpu.yaml`` or ``laptop.yaml`` of a folder says.
+    """What ``gpu.yaml`` or ``laptop.yaml`` of a folder says; of a small GPU the language model is the laptop's.
 
     Args:
         device: cpu, cuda, or auto: cuda where there is one.
     """
-    return _values(folder / ("gpu.yaml" if on_gpu(device) else "laptop.yaml"))[setting]
+    laptops = setting == "generator" and gpu_memory() < _FOR_ITS_GENERATOR
+    return _values(folder / ("gpu.yaml" if on_gpu(device) and not laptops else "laptop.yaml"))[setting]
 
 
 def on_gpu(device: str) -> bool:
     """Whether work is done on a GPU, with ``device=`` as in :func:`of_machine`."""
-    return device != "cpu" and (device != "auto" or there_is_a_gpu())
+    return device != "cpu" and (device != "auto" or gpu_memory() > 0)
 
 
 @functools.cache
@@ -37,7 +42,7 @@ def _values(file: Path) -> Any:
 
 
 def line(c: Any, choice: str, tokens: Mapping[str, Any]) -> str:
-    """How large a run is, such as ``scale=auto: laptop, there being no GPU: passages of up to 96 tokens (61 % are
+    """How large a run is, such as ``scale=auto: laptop, for a CPU: passages of up to 96 tokens (61 % are
     cut, which loses 34 % of all tokens), lists of 10, steps of 32 queries, 1 epoch at most``.
 
     Args:
@@ -45,22 +50,15 @@ def line(c: Any, choice: str, tokens: Mapping[str, Any]) -> str:
         choice: what ``scale=`` says.
         tokens: what the passages' tokens counted, as far as that is known.
     """
-    size = (
-        ""
-        if choice == c.scale.name
-        else f" {c.scale.name}, there being {'a' if on_gpu(c.device) else 'no'} GPU:"
-    )
-    length = tokens.get("length", c.student.passage_length)
-    parts = [
-        "passages whole, but for the 5 % longest"
-        if length == "auto"
-        else f"passages of up to {length} tokens"
-    ]
+    machine = "GPU" if on_gpu(c.device) else "CPU"
+    size = "" if choice == c.scale.name else f" {c.scale.name}, for a {machine}:"
+    length, written = tokens.get("length", c.student.passage_length), c.generator.get("passages", 0)
+    known = f"passages of up to {length} tokens"
+    parts = [known if length != "auto" else "passages whole, but for the 5 % longest"]
     if "cut" in tokens:
-        parts[0] += (
-            f" ({100 * tokens['cut']:.0f} % are cut, which loses {100 * tokens['lost']:.0f} % of all tokens)"
-        )
-    if (written := c.generator.get("passages", 0)) != 0:
+        cut, lost = 100 * tokens["cut"], 100 * tokens["lost"]
+        parts[0] += f" ({cut:.0f} % are cut, which loses {lost:.0f} % of all tokens)"
+    if written != 0:
         parts.append(f"queries written for {'all' if written is None else f'{written:,}'} passages")
     epochs = c.trainer.max_epochs
     parts += [f"lists of {c.groups.list_size}", f"steps of {c.trainer.batch_size:,} queries"]

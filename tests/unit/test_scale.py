@@ -41,7 +41,7 @@ def sizes(*overrides: str) -> list:
 
 @pytest.fixture(params=[False, True], ids=["no gpu", "gpu"])
 def gpu(request, monkeypatch) -> bool:
-    monkeypatch.setattr(scale, "there_is_a_gpu", lambda: request.param)
+    monkeypatch.setattr(scale, "gpu_memory", lambda: 80_000_000_000 * request.param)
     return request.param
 
 
@@ -52,6 +52,13 @@ def test_auto_is_what_the_device_asks_for(gpu):
         assert OmegaConf.to_container(auto, resolve=True) == OmegaConf.to_container(named, resolve=True)
         assert composed(f"data={data}").scale.name == chosen
     assert composed("device=cpu").scale.name == "laptop" and composed("device=cuda").scale.name == "gpu"
+
+
+def test_a_small_gpu_has_the_small_generator(monkeypatch):
+    monkeypatch.setattr(scale, "gpu_memory", lambda: 12_000_000_000)
+    written = composed("data=fiqa").generator
+    assert (written.path, written.passages) == ("Qwen/Qwen2.5-0.5B-Instruct", 50_000)
+    assert composed("data=fiqa", "scale=gpu").generator.path == "Qwen/Qwen2.5-7B-Instruct"
 
 
 def test_the_sizes():
@@ -139,7 +146,7 @@ def test_the_line():
     )
     config = composed("scale=gpu", "data=fiqa", "device=cuda")
     assert scale.line(config, "auto", {}) == (
-        "scale=auto: gpu, there being a GPU: passages whole, but for the 5 % longest, queries written for 50,000 "
+        "scale=auto: gpu, for a GPU: passages whole, but for the 5 % longest, queries written for 50,000 "
         "passages, lists of 20, steps of 1,024 queries, 10 epochs at most"
     )
 
