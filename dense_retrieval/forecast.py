@@ -119,13 +119,14 @@ class Earlier:
 def peak(measured: list[tuple[float, float]], n: float) -> float:
     """Bytes in memory at some amount of work: a process's own, and so many for each unit.
 
-    NaN beyond twice the most work that was measured, unless amounts that differ threefold say what a unit takes.
+    NaN beyond ten times the most work that was measured; beyond twice, where no amounts that differ threefold say
+    what a unit takes.
 
     Args:
         measured: earlier amounts, and the bytes of each.
     """
     done, peaks = [amount for amount, _ in measured], [memory for _, memory in measured]
-    if not done or math.isnan(n):
+    if not done or not n <= 10 * max(done):
         return math.nan
     if max(done) < 3 * min(done):
         return max(peaks) if n <= 2 * max(done) else math.nan

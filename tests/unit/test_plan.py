@@ -121,6 +121,7 @@ def test_memory_is_a_process_s_own_and_so_much_a_unit():
     one = [(100, 1_000.0), (150, 1_200.0)]  # too near each other to say what a unit takes
     assert peak(one, 300) == 1_200 and math.isnan(peak(one, 301))
     assert peak([(100, 1_300.0), (400, 1_000.0)], 800) == 1_300
+    assert math.isnan(peak(measured, 4_001))
     assert math.isnan(peak([], 1)) and math.isnan(peak(measured, math.nan))
 
 
