@@ -67,7 +67,7 @@ class NamedData(BeirData):
     zip: bool = setting(False, "BEIR's own zip instead of the hub")
     zip_name: str = setting(MISSING, "of BEIR's zip, without .zip")
     zip_md5: str = setting(MISSING, "of BEIR's zip, as BEIR publishes it")
-    known: Known = field(default_factory=Known)
+    known: Known = field(default_factory=Known, metadata={"meaning": "its size, for plans"})
 
 
 @dataclass

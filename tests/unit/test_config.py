@@ -192,7 +192,14 @@ def test_the_teacher_s_training_has_names_of_its_own():
     assert said == "batchsize: there is no such setting; did you mean batch_size?"
 
 
-SCHEMAS = [Config, TeacherTraining, Groups, Evaluation, *(s for of in GROUPS.values() for s in of.values())]
+SCHEMAS = [
+    Config,
+    corpora.Known,
+    TeacherTraining,
+    Groups,
+    Evaluation,
+    *(s for of in GROUPS.values() for s in of.values()),
+]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
