@@ -31,9 +31,13 @@ def settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
 
 
 def names(schema: Any) -> list[str]:
-    """What an override of a configuration of this schema may set: its groups and settings, and Hydra's."""
+    """What an override of a configuration of this schema may set: its groups and settings, and Hydra's.
+
+    Not those of ``scale``, whose names are those of the settings that take their values.
+    """
     known = [*settings(schema), *settings(HydraConf, "hydra.")]
-    return [field.name for field in fields(schema)] + [name for name, _ in known]
+    found = [field.name for field in fields(schema)] + [name for name, _ in known]
+    return [name for name in found if not name.startswith("scale.")]
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from dense_retrieval import sweep
+from dense_retrieval import scale, sweep
 from dense_retrieval.records import InputError
 from dense_retrieval.schemas import corpora, encoders, generators
 from dense_retrieval.schemas.generators import LanguageModel
 from dense_retrieval.schemas.losses import Loss
+from dense_retrieval.schemas.scale import Scale
 from dense_retrieval.schemas.setting import setting
 from dense_retrieval.schemas.teacher_training import TeacherTraining
 
@@ -135,6 +136,7 @@ class Logger:
 class Config:
     """``conf/config.yaml``; a group that is Any has several schemas, in ``GROUPS``."""
 
+    scale: Scale = MISSING
     data: Any = MISSING
     querytype: QueryType = MISSING
     generator: Any = MISSING
@@ -179,8 +181,14 @@ def package_file(module: str, relative: str) -> str:
     return str(path)
 
 
+def of_this_machine(setting: str, *, _root_: Any) -> Any:
+    """``${of_this_machine:batch_size}``, of ``scale=auto``."""
+    return scale.of_machine(Path(CONF, "scale"), setting, _root_.get("device") or "auto")
+
+
 # Config group -> its schemas, as the files of conf/ call them in their defaults.
 GROUPS: dict[str, dict[str, type]] = {
+    "scale": {"schema": Scale},
     "data": {
         "documents_schema": corpora.DocumentsData,
         "embedded": corpora.EmbeddedData,
@@ -211,6 +219,7 @@ GROUPS: dict[str, dict[str, type]] = {
 }
 
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+OmegaConf.register_new_resolver("of_this_machine", of_this_machine, replace=True)
 # Cached: a sweep's jobs, which have overrides of their own, get the name that the sweep has.
 OmegaConf.register_new_resolver("sweep_name", sweep.name, replace=True, use_cache=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dense_retrieval.records import InputError
+from dense_retrieval.stage import Counted
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,20 @@ def model_folder(name: str, revision: str | None = None) -> Path:
             f"model folder {folder} holds no *.safetensors weights; save it with save_pretrained()"
         )
     return folder
+
+
+def weights_size(of: Counted) -> float:
+    """Bytes of a model's weights: of its folder, or as many as a stage will write; NaN if that is not known."""
+    if of.path is None:
+        return of["bytes"]
+    return sum(file.stat().st_size for file in of.path.rglob("*.safetensors")) or math.nan
+
+
+def dimension(of: Counted) -> float:
+    """Of a model's hidden states, likewise."""
+    configs = [] if of.path is None else sorted(of.path.rglob("config.json"))
+    found = [json.loads(file.read_text()).get("hidden_size") for file in configs]
+    return next((float(size) for size in found if size), of["dimension"])
 
 
 def read_json(file: Path, named: str) -> Any:

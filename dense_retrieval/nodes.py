@@ -228,5 +228,18 @@ def engine_of(c: Config) -> str:
 
 
 def student_settings(c: Config, *unkeyed: str) -> Settings:
-    """The arguments of the student, but for its weights."""
-    return settings(c.student, "path", "revision", "engine", unkeyed=unkeyed)
+    """The arguments of the student, but for its weights; a length that the corpus says is None."""
+    found = settings(c.student, "path", "revision", "engine", unkeyed=unkeyed)
+    return Settings(found | {"passage_length": None}, found.keyed) if passage_length(c) == "auto" else found
+
+
+def passage_length(c: Config) -> int | str:
+    """``student.passage_length``: tokens, or auto.
+
+    Raises:
+        InputError: neither.
+    """
+    found = c.student.passage_length
+    if found != "auto" and (isinstance(found, bool) or not isinstance(found, int)):
+        raise InputError(f"student.passage_length={found} is neither a number of tokens nor auto")
+    return found

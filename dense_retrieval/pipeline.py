@@ -29,6 +29,7 @@ from dense_retrieval.nodes import (
     engine_of,
     hardware,
     outside,
+    passage_length,
     plain,
     settings,
     student_settings,
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from dense_retrieval.candidates.bm25 import BM25
 
 Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
+_DOCUMENTS_PASSAGE = (
+    256  # tokens, where none are given: the length of passages follows from how documents are cut
+)
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
 
 
@@ -123,9 +127,13 @@ def heldout_types(c: Config) -> list[str]:
 
 def corpus_of(c: Config) -> Step[Corpus]:
     # what is left out is for later stages
-    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout")
-    of_documents = tokenizer_of(c) if "passage_tokens" in c.data else None
-    return read(outside("data.path", c.data.get("path")), of_documents, loader=loader)
+    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout", "known")
+    known = plain(c.data.known) if "known" in c.data else None
+    of_documents = "passage_tokens" in c.data
+    if of_documents and loader["passage_tokens"] == "auto":
+        loader["passage_tokens"] = loader.keyed["passage_tokens"] = _DOCUMENTS_PASSAGE
+    tokenizer = tokenizer_of(c) if of_documents else None
+    return read(outside("data.path", c.data.get("path")), tokenizer, loader=loader, known=known)
 
 
 def written(
@@ -172,7 +180,7 @@ def tokenizer_of(c: Config) -> Outside:
 def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
     """Token ids of "passages", of "queries" to train on, or of "test queries"."""
     student = c.student
-    lengths = {"passages": student.passage_length, "queries": student.query_length}
+    lengths = {"passages": passage_length(c), "queries": student.query_length}
     return tokens(
         texts,
         untuned(c),

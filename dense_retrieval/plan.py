@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -13,9 +12,11 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Table
 
-from dense_retrieval.stage import Counted, Folder, Member, Step, reachable
+from dense_retrieval.forecast import Amounts, Cost, Earlier
+from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store
 
+_HIDDEN = ("bytes", "dimension")  # of what is to do
 FILE = "plan.json"  # in a job's folder, until the sweep's plan is shown
 
 
@@ -26,8 +27,9 @@ class Line:
     Attributes:
         state: "there", "to build", or "not needed": missing, but so is nothing that would read it.
         work: what it will count: rows, pairs, tokens, prompts; an estimate where its inputs are not built yet.
-        seconds: by what the stage took on this machine for each unit of work.
-        size: bytes, likewise.
+        seconds: by what the same work took on this machine for each unit: that of the same stage and models.
+        size: bytes, likewise; of some stages by what they will write.
+        memory: bytes at its peak, of the whole process, by a line through what earlier work took here.
     """
 
     key: str
@@ -36,6 +38,7 @@ class Line:
     work: dict[str, float]
     seconds: float
     size: float
+    memory: float
 
 
 def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
@@ -52,70 +55,15 @@ def lines(store: Store, steps: Iterable[Step[Any]]) -> list[Line]:
 
     for step in wanted:
         need(step)
-    counted, earlier = _Counts(store), _earlier(store.root)
+    all_of = reachable(wanted)
+    counted, earlier = Amounts(store), Earlier(store.root, all_of)
     found = []
-    for key, step in reachable(wanted).items():
+    for key, step in all_of.items():
         state = "to build" if key in missing else "there" if store.has(step) else "not needed"
         work = counted(step)
-        seconds, size = earlier(step.stage.name, work if state == "to build" else Counted())
-        found.append(Line(key, step.stage.name, state, dict(work), seconds, size))
+        cost = earlier(step, work, counted) if state == "to build" else Cost()
+        found.append(Line(key, step.stage.name, state, dict(work), *cost))
     return found
-
-
-class _Counts:
-    """What a folder counted or, if it is not built, will count."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.known: dict[str, Counted] = {}
-
-    def __call__(self, folder: Folder[Any]) -> Counted:
-        step = folder.step if isinstance(folder, Member) else folder
-        if not isinstance(step, Step):
-            outside = Counted()
-            outside.path = folder.path
-            return outside
-        if step.key not in self.known:
-            if self.store.has(step):
-                counts = json.loads((self.store.root / step.key / "stage.json").read_text())["counts"]
-                numbers = {name: value for name, value in counts.items() if isinstance(value, int | float)}
-                self.known[step.key] = Counted(numbers)
-            else:
-                self.known[step.key] = step.forecast(self)
-        return self.known[step.key]
-
-
-def _earlier(root: Path) -> Callable[[str, Counted], tuple[float, float]]:
-    """Seconds and bytes of some work, by what this machine needed for each unit of it before."""
-    totals: dict[tuple[str, str], list[float]] = {}
-    for file in root.glob("*/stage.json"):
-        try:
-            record = json.loads(file.read_text())
-            counts, name = record["counts"], record["stage"]
-            size = sum(output["size"] for output in record["outputs"].values())
-            seconds = record["seconds"] if record["host"] == platform.node() else math.nan
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # from before, or damaged
-        for unit, n in counts.items():
-            if isinstance(n, int | float) and n > 0:
-                total = totals.setdefault((name, unit), [0.0, 0.0, 0.0, 0.0])
-                total[2], total[3] = total[2] + n, total[3] + size
-                if not math.isnan(seconds):
-                    total[0], total[1] = total[0] + n, total[1] + seconds
-
-    def estimate(stage: str, work: Counted) -> tuple[float, float]:
-        if not work:
-            return math.nan, math.nan
-        unit = next(iter(work))
-        n, seconds, _, _ = totals.get((stage, unit), [0.0] * 4)
-        kept = "texts" if "texts" in work else "pairs" if "pairs" in work else unit
-        _, _, m, size = totals.get((stage, kept), [0.0] * 4)
-        return (
-            work[unit] * seconds / n if n else math.nan,
-            work.get("bytes", work[kept] * size / m if m else math.nan),
-        )
-
-    return estimate
 
 
 def of_sweep(folder: Path) -> list[Line]:
@@ -157,29 +105,33 @@ def table(plan: list[Line], title: str) -> Table:
     shown = Table(title=title, caption=total(plan), title_justify="left", caption_justify="left")
     for column in ("stage", "", "to do"):
         shown.add_column(column)
-    for column in ("time", "disk"):
+    for column in ("time", "memory", "disk"):
         shown.add_column(column, justify="right")
     for line in plan:
         todo = line.state == "to build"
         shown.add_row(
             line.stage,
             line.state,
-            ", ".join(f"{_number(n)} {unit}" for unit, n in line.work.items() if unit != "bytes")
+            ", ".join(f"{_number(n)} {unit}" for unit, n in line.work.items() if unit not in _HIDDEN)
             if todo
             else "",
             _time(line.seconds) if todo else "",
+            _size(line.memory) if todo else "",
             _size(line.size) if todo else "",
         )
     return shown
 
 
 def total(plan: list[Line]) -> str:
-    """``12 of 30 stages to build: 5 min (2 of unknown time), 40 MB (3 of unknown size)``"""
+    """``12 of 30 stages to build: 5 min (2 of unknown time), 40 MB (3 of unknown size),
+    up to 3 GB of memory (1 of unknown memory)``"""
     todo = [line for line in plan if line.state == "to build"]
     if not todo:
         return f"all of {len(plan)} stages are there: nothing to build"
     seconds, size = ([line.seconds for line in todo], [line.size for line in todo])
-    parts = [_sum(seconds, _time, "time"), _sum(size, _size, "size")]
+    parts = [_together(seconds, sum, _time, "time"), _together(size, sum, _size, "size")]
+    memory = [line.memory for line in todo]
+    parts.append(_together(memory, max, lambda most: f"up to {_size(most)} of memory", "memory"))
     written = [line.work["tokens"] for line in todo if "written" in line.work]
     if written:
         parts.append(
@@ -188,10 +140,12 @@ def total(plan: list[Line]) -> str:
     return f"{len(todo)} of {len(plan)} stages to build: {', '.join(parts)}"
 
 
-def _sum(values: list[float], shown: Callable[[float], str], of: str) -> str:
+def _together(
+    values: list[float], total: Callable[[list[float]], float], shown: Callable[[float], str], of: str
+) -> str:
     known = [value for value in values if not math.isnan(value)]
     lacking = len(values) - len(known)
-    return (shown(sum(known)) if known else f"unknown {of}") + (
+    return (shown(total(known)) if known else f"unknown {of}") + (
         f" ({lacking} of unknown {of})" if lacking and known else ""
     )
 

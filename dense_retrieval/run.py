@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dense_retrieval import plan, sweep
+from dense_retrieval import plan, scale, sweep
 from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
@@ -23,7 +23,7 @@ from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.nodes import engine_of
-from dense_retrieval.pipeline import Labels, Part
+from dense_retrieval.pipeline import Labels, Part, tokenized
 from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
@@ -61,6 +61,7 @@ def main(config: Config) -> float:
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
+    _say_how_large(store, chain, choices.scale)
     yields = {title: _prepared(store, part, chain.labels[title]) for title, part in chain.parts.items()}
     before = {title: _measured(store, chain, title, chain.before[title]) for title in chain.parts}
     costs = {
@@ -82,6 +83,7 @@ def main(config: Config) -> float:
         "command": " ".join(map(shlex.quote, ["python", "-m", "dense_retrieval.run", *job.overrides.task])),
         "versions": versions(),
         "commit": commit(),
+        "passage_length": report.passage_length(training / "model"),
     }
     rows: dict[str, list[table.SystemRow]] = {}
     verdicts: dict[str, str] = {}
@@ -104,9 +106,8 @@ def main(config: Config) -> float:
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    lengths = config.evaluation.query_length, config.student.passage_length
     card = report.model_card(settings, rows, verdicts, shared)
-    report.copy_model(training / "model", folder / "model", card, *lengths)
+    report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")
     tracker.finish(
@@ -125,13 +126,30 @@ def main(config: Config) -> float:
 
 def _plan(config: Config, folder: Path, sweep: bool) -> float:
     """Show what there is to do; of a sweep's job, leave it for :class:`dense_retrieval.compare.AfterSweep`."""
-    lines = plan.lines(Store(Path(config.cache_dir)), describe(config, lambda *_: None).steps)
+    store, chain = Store(Path(config.cache_dir)), describe(config, lambda *_: None)
+    lines = plan.lines(store, chain.steps)
     if sweep:
         plan.write(lines, folder)
     else:
+        _say_how_large(store, chain, HydraConfig.get().runtime.choices["scale"], planned=True)
         Console().print(plan.table(lines, "plan"))
         plan.remove(folder)
     return math.nan
+
+
+def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = False) -> None:
+    """The size of each corpus's part, and what is cut of its passages; only if not planned are they read for it."""
+    for title, part in chain.parts.items():
+        tokens = tokenized(part.c, part.corpus, "passages")
+        counts: dict[str, Any] = {}
+        if not planned or store.has(tokens):
+            store.build(tokens)
+            counts = store.counts(tokens)
+        if not planned and part.c.scale.name != "laptop" and not scale.on_gpu(part.c.device):
+            log.warning(
+                "scale=%s is meant for a GPU, and this runs on a CPU, whose size is scale=laptop", choice
+            )
+        log.info("%s", f"{title} {scale.line(part.c, choice, counts)}".strip())
 
 
 def _prepared(store: Store, part: Part, labels: Labels) -> dict[str, dict[str, Any]]:

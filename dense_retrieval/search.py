@@ -127,7 +127,7 @@ def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
     if not (folder / "model").is_dir():
         raise InputError(f"{folder} has no model: the run did not finish; start it again")
     replaced = {override.partition("=")[0] for override in overrides}
-    kept: list[str] = []
+    kept: list[str] = [] if "scale" in replaced else _scale_of(folder)
     refused: list[str] = []
     for override in OverridesParser.create().parse_overrides(yaml.safe_load(own.read_text())):
         name = override.key_or_group  # with data=... given, data.path is of another corpus
@@ -140,6 +140,15 @@ def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
     metrics = [json.loads(file.read_text()) for file in folder.glob("metrics.json")]
     cached = [Path(of["artifacts"]["training"]) / "model" for of in metrics]
     return next((path for path in cached if path.is_dir()), folder / "model"), [*kept, *overrides]
+
+
+def _scale_of(run: Path) -> list[str]:
+    """What ``scale=auto`` chose where the run was; before there was such a choice, all runs were of a laptop's size."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        return []
+    name = yaml.safe_load(config.read_text()).get("scale", {}).get("name")
+    return [f"scale={name if name in ('gpu', 'paper') else 'laptop'}"]
 
 
 def _is_harmless(override: Override) -> bool:

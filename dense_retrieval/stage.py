@@ -271,7 +271,7 @@ def stage(
         version: to be raised when the function gives other results, or when a default changes. A setting that
             equals its default does not enter the key, so that a new one leaves old keys alone.
         forecast: what the function will count, from the counts of its inputs (see :class:`Counted`) and its
-            settings, by their names; the first is the work that its time depends on.
+            settings, by their names; the first is the work that its time depends on, and "bytes" what it will write.
     """
 
     def decorate(function: Callable[Concatenate[Path, P], Counts]) -> Stage[P, T]:

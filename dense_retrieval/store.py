@@ -20,6 +20,7 @@ from typing import Any, TypeVar, overload
 from filelock import FileLock, Timeout
 
 import dense_retrieval
+from dense_retrieval import resident
 from dense_retrieval.files import sha256, sync, written_through
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Built, Member, Step, key_of
@@ -114,21 +115,26 @@ class Store:
             partial = self.root / f"{step.key}.partial"
             partial.mkdir(exist_ok=True)
             start = time.perf_counter()
-            counts = step.run(partial, self.open)
-            seconds = time.perf_counter() - start
+            with resident.peak() as memory:
+                counts = step.run(partial, self.open)
+                took = {"seconds": round(time.perf_counter() - start, 1), "memory": memory()}
             gc.collect()  # a trainer and its module hold each other, and the module a student
-            _finish(partial, self.root / step.key, step.made_from, dict(counts), seconds)
+            _finish(partial, self.root / step.key, step.made_from, dict(counts), took)
             self.built.add(step.key)
-        log.info("%s: built in %.0f s %s", step.stage.name, seconds, counts or "")
+        log.info("%s: built in %.0f s %s", step.stage.name, took["seconds"], counts or "")
 
 
-def _finish(partial: Path, done: Path, made_from: dict[str, Any], counts: dict, seconds: float) -> None:
-    """Record what a folder holds, and give it its name once all of it is on the disk."""
+def _finish(partial: Path, done: Path, made_from: dict[str, Any], counts: dict, took: dict) -> None:
+    """Record what a folder holds, and give it its name once all of it is on the disk.
+
+    Args:
+        took: "seconds", and "memory", the peak in bytes.
+    """
     (partial / "stage.json").unlink(missing_ok=True)
     files = sorted(file for file in partial.rglob("*") if file.is_file())
     record = made_from | {
         "counts": counts,
-        "seconds": round(seconds, 1),
+        **took,
         "host": platform.node(),
         "versions": versions(),
         "commit": commit(),

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Where results are kept and shown, and what is implied by the choice of a loss.
 _ELSEWHERE = (
     "cache_dir",
+    "scale.",
+    "data.known.",
     "logger.",
     "plan",
     "seeds",
@@ -36,6 +38,7 @@ _ELSEWHERE = (
     "loss.terms.infonce._t",
 )
 # Settings that add to what is measured, and change no tuned student's values.
+_SIZES = ("scale", "trainer")  # choices of numbers, which the settings are
 _MEASURED_TOO = (
     "evaluation.headroom_k",
     "evaluation.headroom_queries",
@@ -150,7 +153,8 @@ def _read(folder: Path, config: Mapping[str, Any], shared: dict[Any, Any]) -> Ru
     }
     if TUNED not in systems:
         raise InputError(f"{folder}/per_query.parquet has no {TUNED!r}; run the command again")
-    settings = _with_effect(_flat(config)) | facts["choices"]
+    choices = {group: choice for group, choice in facts["choices"].items() if group not in _SIZES}
+    settings = _with_effect(_flat(config)) | choices
     corpus = facts["corpus"] + (f" ({facts['split']})" if facts["split"] != "test" else "")
     logger = config["logger"]
     return Run(folder, corpus, settings, systems, facts, logger["project"] if logger["enabled"] else None)

@@ -1,5 +1,7 @@
 """The stage that reads a corpus."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,20 @@ from hydra.utils import instantiate
 from dense_retrieval.records import Corpus, InputError, TestSet
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
+_LETTERS = 6  # of a word, with the space behind it
 
-def _sizes(path: Counted | None, tokenizer: object, loader: dict[str, Any]) -> dict[str, float]:
-    """Of the corpora in this package, and of a folder in BEIR's layout."""
+
+def _sizes(
+    path: Counted | None,
+    tokenizer: object,
+    loader: dict[str, Any],
+    known: Mapping[str, float | None] | None = None,
+) -> dict[str, float]:
+    """Of the corpora in this package, of a folder in BEIR's layout, and of BEIR's own corpora, as far as it says."""
+    if path is None and known:
+        there = {name: n for name, n in known.items() if n is not None}
+        characters = there.get("passages", math.nan) * there.pop("words", math.nan) * _LETTERS
+        return {name.replace("_", " "): n for name, n in there.items()} | {"characters": characters}
     if path is None:
         inside = loader["_target_"].startswith("dense_retrieval.corpus.embedded.")
         return _counts(instantiate(loader)) if inside else {}
@@ -38,7 +51,7 @@ def _counts(corpus: Corpus) -> dict[str, float]:
     return counts | {f"{split} queries": len(queries) for split, queries in corpus.queries.items()}
 
 
-@stage(Corpus.load, name="corpus", version=3, forecast=_sizes)
+@stage(Corpus.load, name="corpus", version=3, speed=("known",), forecast=_sizes)
 def read(
     folder: Path,
     path: Folder[Path] | None,
@@ -46,6 +59,7 @@ def read(
     /,
     *,
     loader: dict[str, Any],
+    known: Mapping[str, float | None] | None = None,
 ) -> Counts:
     """A corpus in the package's own form.
 
@@ -53,6 +67,7 @@ def read(
         path: file or folder that it is read from, where there is one.
         tokenizer: by which documents are cut into passages.
         loader: ``_target_``, a function that gives a :class:`Corpus`, with its other arguments.
+        known: numbers of "passages", "words" a passage, "train_queries" and "test_queries", for plans.
     """
     files = {name: str(of.path) for name, of in (("path", path), ("tokenizer", tokenizer)) if of}
     corpus = instantiate(loader, **files)

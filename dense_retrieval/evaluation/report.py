@@ -74,7 +74,12 @@ def difficulty(profiles: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def copy_model(trained: Path, folder: Path, card: str, query_length: int | None, passage_length: int) -> None:
+def passage_length(model: Path) -> int:
+    """Tokens at which an exported model cuts passages."""
+    return json.loads((model / "sentence_bert_config.json").read_text())["max_seq_length"]
+
+
+def copy_model(trained: Path, folder: Path, card: str, query_length: int | None) -> None:
     """The model of the training stage in the run's folder, without a second copy on disk where that can be.
 
     Args:
@@ -96,7 +101,7 @@ def copy_model(trained: Path, folder: Path, card: str, query_length: int | None,
     (partial / "README.md").write_text(card)
     if query_length is not None:
         (partial / "sentence_bert_config.json").unlink()  # a link: its other end stays as it is
-        write_lengths(partial, query_length, passage_length)
+        write_lengths(partial, query_length, passage_length(trained))
     written_through(partial)
     os.replace(partial, folder)
 
@@ -132,7 +137,7 @@ pipeline_tag: sentence-similarity
 # A dense retriever tuned by dense_retrieval
 
 Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
-{queries}, passages of up to {student["passage_length"]} tokens; {prefixes}.
+{queries}, passages of up to {facts["passage_length"]} tokens; {prefixes}.
 
 Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
 `{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.

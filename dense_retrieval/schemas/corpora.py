@@ -72,6 +72,16 @@ class DocumentsData(Data):
 
 
 @dataclass
+class Known:
+    """What BEIR says of a corpus of its (table 1 of arXiv 2104.08663): plans need it before the corpus is there."""
+
+    passages: int | None = setting(None, "of the corpus", least=1)
+    words: float | None = setting(None, "of a passage, on average", above=0)
+    train_queries: int | None = setting(None, "judged queries to train on", least=1)
+    test_queries: int | None = setting(None, "judged queries to test on", least=1)
+
+
+@dataclass
 class NamedData(BeirData):
     """A corpus of BEIR's."""
 
@@ -81,6 +91,7 @@ class NamedData(BeirData):
     zip: bool = setting(False, "BEIR's own zip instead of the hub")
     zip_name: str = setting(MISSING, "of BEIR's zip, without .zip")
     zip_md5: str = setting(MISSING, "of BEIR's zip, as BEIR publishes it")
+    known: Known = field(default_factory=Known, metadata={"meaning": "its size, for plans"})
 
 
 @dataclass

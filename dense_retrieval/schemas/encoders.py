@@ -1,6 +1,7 @@
 """``conf/student/`` and ``conf/teacher/``: the models that compare queries with passages."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -18,7 +19,11 @@ class Student:
     query_prefix: str = setting("", "before each query")
     passage_prefix: str = setting("", "before each passage")
     query_length: int = setting(64, "tokens", least=4)
-    passage_length: int = setting(512, "tokens", least=4)
+    passage_length: Any = setting(
+        512,
+        "tokens; auto: so many that 19 of 20 passages are read whole, at most what the student can read",
+        least=4,
+    )
     dropout: float = setting(0.0, "probability", least=0, below=1)
     attention: str | None = setting(
         None, "transformers' name of an implementation, such as flash_attention_2; null = its choice"

@@ -18,6 +18,7 @@ from dense_retrieval.hub import (
 )
 from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.records import InputError
+from dense_retrieval.student.tokens import longest
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class BiEncoder(nn.Module):
     Attributes:
         pooling: ``"cls"`` (the first token) or ``"mean"`` (over the tokens of the text).
         query_prefix, passage_prefix: put before every query and passage.
-        query_length, passage_length: limits in tokens, prefix and special tokens included.
+        query_length, passage_length: limits in tokens, prefix and special tokens included; a ``passage_length``
+            of None becomes what the student can read.
         path: the folder or hub name that it was loaded from.
     """
 
@@ -43,13 +45,15 @@ class BiEncoder(nn.Module):
         query_prefix: str = "",
         passage_prefix: str = "",
         query_length: int = 64,
-        passage_length: int = 512,
+        passage_length: int | None = 512,
         path: str = "",
     ) -> None:
         super().__init__()
         if pooling not in ("cls", "mean"):
             raise InputError(f"student.pooling={pooling!r} is unknown; use cls or mean")
         limit = getattr(transformer.config, "max_position_embeddings", None)
+        if passage_length is None:
+            passage_length = longest(limit, tokenizer)
         if limit and max(query_length, passage_length) > limit:
             raise InputError(
                 f"student.passage_length={max(query_length, passage_length)} is more than the "

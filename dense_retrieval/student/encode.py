@@ -11,7 +11,8 @@ from rich.progress import Progress
 
 from dense_retrieval.batching import pack
 from dense_retrieval.files import in_shards, remove_shards
-from dense_retrieval.stage import Counts, Folder, stage
+from dense_retrieval.hub import dimension
+from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.student.engine import Forward, by_file, by_torch
 from dense_retrieval.student.tokens import Tokens
 
@@ -74,11 +75,17 @@ def load_embeddings(folder: Path) -> np.ndarray:
     return np.load(folder / "embeddings.npy", mmap_mode="r")
 
 
+def _sizes(tokens: Counted, weights: Counted, **_: Any) -> dict[str, float]:
+    """Texts and their tokens, and bytes of float32."""
+    n = tokens["texts"]
+    return {"tokens": tokens["tokens"], "texts": n, "bytes": n * dimension(weights) * 4}
+
+
 @stage(
     load_embeddings,
     version=2,
     speed=("device", "max_tokens"),
-    forecast=lambda tokens, **_: {"tokens": tokens["tokens"], "texts": tokens["texts"]},
+    forecast=_sizes,
 )
 def embeddings(
     folder: Path,

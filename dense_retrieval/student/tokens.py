@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TEXTS_A_SHARD = 10_000  # what a kill can cost
+_SAMPLE = 100_000  # texts that the lengths are taken from
+_WHOLE = 0.95  # share of the passages that passage_length=auto cuts nothing of
 
 
 class Tokens:
@@ -102,6 +104,34 @@ def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, fold
     return {"texts": len(texts), "tokens": int(offsets[-1])}
 
 
+def sampled_lengths(texts: Sequence[str], tokenizer: Any, prefix: str) -> np.ndarray:
+    """Tokens of ``prefix + text``, special ones included, of a random sample of at most 100,000 texts."""
+    rows = np.arange(len(texts))
+    if len(rows) > _SAMPLE:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _SAMPLE, replace=False))
+    lengths = []
+    for some in np.array_split(rows, range(_TEXTS_A_SHARD, len(rows), _TEXTS_A_SHARD)):
+        prefixed = [prefix + texts[int(row)] for row in some]
+        if prefixed:
+            encoded = tokenizer(
+                prefixed, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            )
+            lengths += [len(ids) for ids in encoded["input_ids"]]
+    return np.array(lengths, dtype=np.int64)
+
+
+def whole_for_most(lengths: np.ndarray, most: int) -> int:
+    """The 95th percentile of some texts' tokens, which is the length of one of them; at most ``most``."""
+    return min(most, int(np.quantile(lengths, _WHOLE, method="inverted_cdf"))) if len(lengths) else most
+
+
+def shares_cut(lengths: np.ndarray, length: int) -> dict[str, float]:
+    """Where texts are cut at ``length`` tokens: that, and the shares of the texts cut and of the tokens lost."""
+    cut = float(np.mean(lengths > length)) if len(lengths) else 0.0
+    lost = float(np.maximum(lengths - length, 0).sum() / max(1, lengths.sum()))
+    return {"length": length, "cut": round(cut, 4), "lost": round(lost, 4)}
+
+
 def longest(positions: int | None, tokenizer: Any) -> int:
     """Tokens that a model can read: as many as its tokenizer says, and as it has positions."""
     return min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
@@ -127,11 +157,12 @@ def _joined_offsets(parts: Sequence[Tokens]) -> np.ndarray:
     )
 
 
-def _about(texts: Counted, of: str, length: int | None, **_: Any) -> dict[str, float]:
-    """Texts, and tokens, at four characters a token."""
+def _about(texts: Counted, of: str, length: int | str | None, **_: Any) -> dict[str, float]:
+    """Texts, and tokens, at four characters a token; passage_length=auto cuts few of them."""
     n = texts[of]
     each = texts["characters"] / n / 4 + 2 if of == "passages" else 16
-    return {"texts": n, "tokens": n * (each if length is None else np.minimum(each, length))}
+    total = n * (np.minimum(each, length) if isinstance(length, int) else each)
+    return {"texts": n, "tokens": total, "bytes": 4 * total + 8 * n}
 
 
 @stage(Tokens.load, version=2, forecast=_about)
@@ -142,26 +173,35 @@ def tokens(
     /,
     *,
     of: str,
-    length: int | None,
+    length: int | str | None,
     prefix: str,
     trust_remote_code: bool = False,
 ) -> Counts:
     """Token ids of the "passages" or the "queries" of another stage.
 
     Args:
-        length: tokens, prefix and special ones included; None is as long as the model can read.
+        length: tokens, prefix and special ones included; None is as long as the model can read, "auto" as long
+            as 95 of 100 texts, at most that.
+
+    Of passages it also counts the ``length``, and by a sample of 100,000 the shares of the passages that are cut
+    and of the tokens that are lost.
     """
     named = f"student.path={tokenizer.path}"
     transformer = transformer_folder(tokenizer.path, named, "Pooling", "Normalize")
     positions = read_json(transformer / "config.json", named).get("max_position_embeddings")
-    if length and positions and length > positions:
+    if isinstance(length, int) and positions and length > positions:
         raise InputError(
             f"{length} tokens are more than the {positions} positions of {named}; lower student.query_length, "
             "student.passage_length or evaluation.query_length"
         )
     used = load_tokenizer(transformer, named, trust_remote_code)
     table = read_table(texts.path / f"{of}.arrow")
-    return tokenize(table["text"], used, length or longest(positions, used), prefix, folder)
+    all_texts, most = table["text"], longest(positions, used)
+    if of != "passages":
+        return tokenize(all_texts, used, most if length is None else int(length), prefix, folder)
+    whole = sampled_lengths(all_texts, used, prefix)
+    found = whole_for_most(whole, most) if length == "auto" else most if length is None else int(length)
+    return tokenize(all_texts, used, found, prefix, folder) | shares_cut(whole, found)
 
 
 @stage(Tokens.load, version=2, forecast=lambda parts: {"texts": sum(part["texts"] for part in parts)})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hydra.utils import instantiate
 
+from dense_retrieval.hub import dimension, weights_size
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.records import Corpus, Groups
 from dense_retrieval.stage import Counted, Counts, Folder, stage
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 _SPEED = ("chunk_tokens", "graph_tokens", "compile", "devices", "device", "log")
 
 
-def _most(groups: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
-    return {"passages": groups["pairs"] * trainer["max_epochs"]}
+def _most(groups: Counted, weights: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
+    """Passages read, if no epoch is the last but the last; and what the student will be."""
+    student = {"bytes": weights_size(weights), "dimension": dimension(weights)}
+    return {"passages": groups["pairs"] * trainer["max_epochs"]} | student
 
 
 @stage(lambda folder: folder, name="training", version=2, speed=_SPEED, forecast=_most)
@@ -72,6 +75,8 @@ def train(
 
     torch.manual_seed(seed)
     learner = instantiate(student, path=str(weights.path))
+    if student.get("passage_length", 0) is None:  # auto: it is the length of a passage, and none is longer
+        learner.passage_length = int(passages.load().lengths.max())
     found = temperatures.load()
     student_tau, teacher_tau = found["student_temperature"], found["teacher_temperature"]
     loss = Loss({name: instantiate(term) for name, term in terms.items()}).found(student_tau, teacher_tau)

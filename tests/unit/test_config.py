@@ -50,7 +50,7 @@ def test_every_choice_composes_by_one_override(group, choice):
         "data": {"beir": ["path"], "mixture": ["members"]},
         "student": {"custom": ["path", "pooling"]},
         "teacher": {"custom": ["path"], "ensemble": ["members"]},
-        "generator": {"llama_cpp": ["path"], "openai": ["url", "model"], "vllm": ["path"]},
+        "generator": {"llama_cpp": ["path"], "openai": ["url", "model"]},
     }
     missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}
     assert missing == set(free.get(group, {}).get(choice, []))
@@ -192,7 +192,14 @@ def test_the_teacher_s_training_has_names_of_its_own():
     assert said == "batchsize: there is no such setting; did you mean batch_size?"
 
 
-SCHEMAS = [Config, TeacherTraining, Groups, Evaluation, *(s for of in GROUPS.values() for s in of.values())]
+SCHEMAS = [
+    Config,
+    corpora.Known,
+    TeacherTraining,
+    Groups,
+    Evaluation,
+    *(s for of in GROUPS.values() for s in of.values()),
+]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)

@@ -8,7 +8,21 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dense_retrieval"
 LAYERS = [
     ["records", "batching", "matmul", "losses"],
-    ["stage", "store", "files", "memo", "schemas", "config", "checks", "errors", "tracking", "hub", "sweep"],
+    [
+        "stage",
+        "store",
+        "files",
+        "memo",
+        "schemas",
+        "config",
+        "scale",
+        "resident",
+        "checks",
+        "errors",
+        "tracking",
+        "hub",
+        "sweep",
+    ],
     ["corpus"],
     ["queries"],
     ["student"],
@@ -20,6 +34,7 @@ LAYERS = [
     ["nodes"],
     ["pipeline"],
     ["chain"],
+    ["forecast"],
     ["plan", "comparison"],
     ["run", "generate", "compare", "cache", "search"],
 ]
@@ -36,6 +51,7 @@ CONFIGURED = (
     "comparison/runs.py",
     "schemas/",
     "config.py",
+    "scale.py",
     "checks.py",
     "errors.py",
     "teacher/train.py",

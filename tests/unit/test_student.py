@@ -46,7 +46,7 @@ def test_export_gives_our_embeddings_in_sentence_transformers(encoder_folder, tm
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     np.testing.assert_allclose(theirs.encode_query(TEXTS), ours["query"], atol=1e-5)
     np.testing.assert_allclose(theirs.encode_document(TEXTS), ours["passage"], atol=1e-5)
-    copy_model(tmp_path / "model", tmp_path / "run" / "model", "# card", 40, 32)
+    copy_model(tmp_path / "model", tmp_path / "run" / "model", "# card", 40)
     theirs = SentenceTransformer(str(tmp_path / "run" / "model"), device="cpu")
     np.testing.assert_allclose(theirs.encode_query(TEXTS), ours["cut"], atol=1e-5)
     assert "40" not in (tmp_path / "model" / "sentence_bert_config.json").read_text()
