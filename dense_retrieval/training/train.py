@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hydra.utils import instantiate
 
+from dense_retrieval import ranks
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.records import Corpus, Groups
 from dense_retrieval.stage import Counted, Counts, Folder, stage
@@ -19,7 +20,10 @@ from dense_retrieval.teacher.scores import load_teacher
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SPEED = ("chunk_tokens", "graph_tokens", "compile", "devices", "device", "log")
+_SPEED = (
+    *("chunk_tokens", "graph_tokens", "compile", "devices", "shard_optimizer", "every_n_steps"),
+    *("device", "log"),
+)
 
 
 def _most(groups: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
@@ -49,6 +53,8 @@ def train(
     graph_tokens: int | None,
     compile: bool,
     devices: int,
+    shard_optimizer: bool,
+    every_n_steps: int | None,
     device: str,
     log: Callable[[Mapping[str, float], int], None] | None,
     teacher: dict[str, Any] | None = None,
@@ -65,6 +71,11 @@ def train(
     """
     import torch
 
+    here = ranks.here()
+    if here:
+        here.call(folder)
+        if device.startswith("cuda"):
+            device = f"cuda:{here.gpu()}"
     from dense_retrieval.groups.datamodule import GroupsDataModule
     from dense_retrieval.student.export import export
     from dense_retrieval.training.fit import fit
@@ -103,6 +114,7 @@ def train(
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
         compile=compile,
+        shard_optimizer=shard_optimizer,
         **{name: value for name, value in trainer.items() if name not in ("batch_size", "patience")},
     )
     summary = fit(
@@ -114,8 +126,12 @@ def train(
         precision=precision,
         accelerator="gpu" if device.startswith("cuda") else "cpu",
         devices=devices,
+        every_n_steps=every_n_steps,
+        here=here,
         log=log,
     )
+    if not summary:  # process 0 has it
+        return {}
     (folder / "training.json").write_text(json.dumps(summary | {"loss": loss.described()}, indent=1))
     export(learner, folder / "model", "")
     for name in ("last.ckpt", "best.safetensors"):

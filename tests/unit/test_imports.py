@@ -8,7 +8,20 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dense_retrieval"
 LAYERS = [
     ["records", "batching", "matmul", "losses"],
-    ["stage", "store", "files", "memo", "schemas", "config", "checks", "errors", "tracking", "hub", "sweep"],
+    [
+        "stage",
+        "store",
+        "files",
+        "memo",
+        "schemas",
+        "config",
+        "checks",
+        "errors",
+        "tracking",
+        "hub",
+        "sweep",
+        "ranks",
+    ],
     ["corpus"],
     ["queries"],
     ["student"],
