@@ -77,7 +77,7 @@ class _Batches(Sampler):
         self.done = done
         self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
+        self.epoch = done // max(1, len(self))  # workers ask before Lightning says it
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
