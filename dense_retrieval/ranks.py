@@ -141,7 +141,11 @@ class Ranks:
             if isinstance(called, int):
                 self._put(f"end of {self.rank}", None)
                 if called:
-                    print(f"error: process 0 of {self.world} has ended with an error", file=sys.stderr, flush=True)
+                    print(
+                        f"error: process 0 of {self.world} has ended with an error",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     raise SystemExit(called)
                 return
             job, folder = called

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 CLEAN = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith(("SLURM_", "TORCHELASTIC", "MASTER_")) and name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not name.startswith(("SLURM_", "TORCHELASTIC", "MASTER_"))
+    and name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 } | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
@@ -56,25 +58,59 @@ def tuned(folder: Path) -> torch.Tensor:
     return torch.cat([weights[name].flatten() for name in sorted(weights)])
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_give_what_one_gives(launcher, project, command):
-    """Without a dev set the tuned weights are never the untuned ones; a second run finds the training and calls nobody."""
-    own = [*command, "groups.dev_fraction=0", "logger=none"]
-    one = [sys.executable, "-m", "dense_retrieval.run", *own, "hydra.run.dir=runs/one"]
-    subprocess.run(one, cwd=project, env=CLEAN, check=True, capture_output=True)
-    facts = json.loads((project / "runs/one/metrics.json").read_text())
+@pytest.fixture(scope="module")
+def own(command) -> list[str]:
+    """Without a dev set the tuned weights are never the untuned ones."""
+    return [*command, "groups.dev_fraction=0", "logger=none", "evaluation.heldout_types=[]"]
+
+
+@pytest.fixture(scope="module")
+def one(project, own) -> subprocess.CompletedProcess:
+    """The run of one process; its training is not in the cache any more."""
+    arguments = [sys.executable, "-m", "dense_retrieval.run", *own, "hydra.run.dir=runs/one"]
+    ended = subprocess.run(arguments, cwd=project, env=CLEAN, check=True, capture_output=True, text=True)
+    forget_training(project, "one")
+    return ended
+
+
+def forget_training(project: Path, run: str) -> None:
+    facts = json.loads((project / "runs" / run / "metrics.json").read_text())
     assert facts["training"]["best_epoch"] == 2
-    for training in (project / "cache").glob("training-*"):
-        if training.is_dir() and training.name in facts["artifacts"]["training"]:
-            training.rename(project / f"{launcher}-one")
-    for again in ("first", "again"):
-        ended = LAUNCHERS[launcher](project, *own, f"hydra.run.dir=runs/{launcher}-{again}")
+    shutil.rmtree(project / facts["artifacts"]["training"])
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_give_what_one_gives(launcher, project, own, one):
+    """A second run finds the training in the cache, and calls nobody."""
+    sharded = ["trainer.shard_optimizer=true", "trainer.devices=auto"] if launcher == "slurm" else []
+    for name in (launcher, f"{launcher} again"):
+        ended = LAUNCHERS[launcher](project, *own, *sharded, f"hydra.run.dir='runs/{name}'")
         assert [process.returncode for process in ended] == [0] * len(ended), ended[-1].stderr[-3000:]
-        out = "".join(process.stdout for process in ended)
-        assert out.count("tuned student") == 2  # in the table: the untuned one, and it
-        assert out.count("training: built in") == (again == "first")
-        two = json.loads((project / f"runs/{launcher}-{again}/metrics.json").read_text())
-        assert two["training"]["steps"] == facts["training"]["steps"]
+        out = [line for process in ended for line in process.stdout.splitlines()]
+        table, expected = ([line for line in of if " tuned student " in line] for of in (out, one.stdout.splitlines()))
+        assert len(table) == len(expected) > 0
+        assert len([line for line in out if "training: built in" in line]) == (name == launcher)
+        assert launcher != "slurm" or ended[1].stdout == ""
         torch.testing.assert_close(
-            tuned(project / f"runs/{launcher}-{again}"), tuned(project / "runs/one"), atol=1e-6, rtol=1e-5
+            tuned(project / "runs" / name), tuned(project / "runs/one"), atol=1e-6, rtol=1e-5
         )
+    assert not [folder for folder in (project / "runs").iterdir() if not (folder / "model").exists()]
+    forget_training(project, launcher)
+
+
+def test_a_sweep_goes_from_training_to_training(project, own, one):
+    ended = by_slurm(project, "-m", *own, "loss=infonce,listwise", "hydra.sweep.dir=runs/sweep")
+    assert [process.returncode for process in ended] == [0, 0], ended[1].stderr[-3000:]
+    assert ended[0].stdout.count("training: built in") == 2 and ended[1].stdout == ""
+    assert (project / "runs/sweep/comparison/comparison.html").exists()
+    shutil.rmtree(project / "runs/sweep")
+
+
+def test_what_cannot_start_is_one_line(project, own, one):
+    """Before anything is built; the others end too."""
+    ended = by_slurm(project, *own, "trainer.num_nodes=2", "trainer.devices=2", "cache_dir=none")
+    assert [process.returncode for process in ended] == [1, 1]
+    first, second = (process.stderr.strip().splitlines() for process in ended)
+    assert first[-1].startswith("error: trainer.num_nodes=2 trainer.devices=2 is 4 processes, srun started 2")
+    assert second == ["error: process 0 of 2 has ended with an error"]
+    assert not (project / "none").exists()

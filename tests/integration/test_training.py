@@ -176,7 +176,9 @@ def test_out_of_memory_halves_the_chunk(data, encoder_folder, tmp_path, caplog):
 def test_a_text_that_does_not_fit_is_one_line(data, encoder_folder, tmp_path):
     module, module_data = parts(data, encoder_folder, epochs=1)
     too_much(module.student, 1)
-    with pytest.raises(InputError, match=r"^out of memory, even with one text.*chunk_tokens=7\).*trainer.batch_size"):
+    with pytest.raises(
+        InputError, match=r"^out of memory, even with one text.*chunk_tokens=7\).*trainer.batch_size"
+    ):
         fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
 
 

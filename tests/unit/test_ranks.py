@@ -20,7 +20,10 @@ STARTED = {
     "torchrun in a SLURM job": (TORCHRUN | SRUN, Place(1, 2, 1, "torchrun")),
     "srun": (SRUN | {"SLURM_STEP_NUM_TASKS": "4"}, Place(3, 4, 1, "srun")),
     "srun that says no more": (SRUN, Place(3, 4, 1, "srun")),
-    "srun in a batch script": (SRUN | {"SLURM_STEP_NUM_TASKS": "2", "ENVIRONMENT": "BATCH"}, Place(3, 2, 1, "srun")),
+    "srun in a batch script": (
+        SRUN | {"SLURM_STEP_NUM_TASKS": "2", "ENVIRONMENT": "BATCH"},
+        Place(3, 2, 1, "srun"),
+    ),
     "one task": (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
     "a batch script for four tasks": (SRUN | {"SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}, None),
     "a shell in an allocation of four": ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, None),
@@ -115,7 +118,12 @@ def test_the_others_are_called_and_end_like_the_first(ending, environment):
         port = str(found.getsockname()[1])
     processes = []
     for rank in range(2):
-        place = {"SLURM_NTASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "7"}
+        place = {
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "SLURM_JOB_ID": "7",
+        }
         place |= {"SLURM_NODELIST": "localhost", "MASTER_PORT": port}
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, ending],
@@ -134,4 +142,6 @@ def test_the_others_are_called_and_end_like_the_first(ending, environment):
     assert statuses == [int(ending)] * 2, error
     assert second == "called: a job training\n"
     assert first.startswith("process 1 of 2: no such folder (on ") == (ending == "3")
-    assert error.splitlines()[-1:] == (["error: process 0 of 2 has ended with an error"] if ending == "3" else [])
+    assert error.splitlines()[-1:] == (
+        ["error: process 0 of 2 has ended with an error"] if ending == "3" else []
+    )
