@@ -5,13 +5,12 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -19,11 +18,12 @@ from rich.console import Console
 
 from dense_retrieval import plan, ranks, sweep
 from dense_retrieval.chain import Chain, describe
-from dense_retrieval.config import CONF, Config
-from dense_retrieval.errors import command, users_error
+from dense_retrieval.config import Config
+from dense_retrieval.errors import command
 from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.follow import flush_denormal, follow
 from dense_retrieval.nodes import asked_devices, engine_of
 from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList, InputError, Qrels, TestSet, read_column
@@ -38,7 +38,14 @@ log = logging.getLogger(__name__)
 @command("config", Config)
 def main(config: Config) -> float:
     """One run; returns the tuned student's main metric."""
-    return ranks.together(lambda: _run(config), _follow)  # of a launcher that starts several processes a job
+    return ranks.together(lambda: _run(config), _follow)
+
+
+def _follow(here: ranks.Ranks) -> float:
+    """In a job for which a launcher starts several processes; the first says how it ended."""
+    with suppress(SystemExit):
+        follow(here)
+    return math.nan
 
 
 def _run(config: Config) -> float:
@@ -62,7 +69,7 @@ def _run(config: Config) -> float:
     store = Store(Path(config.cache_dir))
     chain = describe(config, tracker.log)
     if not all(map(store.has, chain.steps)):
-        _flush_denormal()
+        flush_denormal()
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
@@ -121,54 +128,6 @@ def _run(config: Config) -> float:
         log.info("from the cache: %s", ", ".join(store.reused))
     log.info("everything is in %s", folder)
     return float(np.mean([of_corpus[-1].means[of_corpus[-1].main] for of_corpus in rows.values()]))
-
-
-def _flush_denormal() -> None:
-    import torch
-
-    # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
-    # before torch starts its threads, which take it over.
-    torch.set_flush_denormal(True)
-
-
-def _follow(here: ranks.Ranks) -> float:
-    """Take part in the trainings of a command that another process runs."""
-    _flush_denormal()
-    for (config, hydra), folder in here.calls():
-        try:
-            step, store = _called(config, hydra, folder)
-        except Exception as error:
-            here.answer(users_error(error) or repr(error))
-            continue
-        here.answer(None)
-        try:
-            step.run(folder, store.open)
-        except Exception as error:  # which process 0 gets too, or by which it loses this one
-            log.debug("process %d: %r", here.rank, error)
-    return math.nan
-
-
-def _called(config: Config, hydra: Any, folder: Path) -> tuple[Step[Any], Store]:
-    """The step of a training in a folder of a job's store, with all that it reads.
-
-    Raises:
-        InputError: it is not to be found from here.
-    """
-    HydraConfig.instance().cfg = hydra
-    if not GlobalHydra.instance().is_initialized():
-        initialize_config_dir(CONF, version_base=None)
-    store = Store(folder.parent)
-    if not folder.exists():
-        raise InputError(f"{folder} is not there; all nodes need the same cache_dir")
-    step = reachable(describe(config, lambda *_: None).steps).get(folder.name.removesuffix(".partial"))
-    if step is None:
-        raise InputError(
-            "its settings would train another student: give those that the machine chooses, as precision="
-        )
-    for missing in (below for below in step.inputs if not store.has(below)):
-        raise InputError(f"{store.root / missing.key} is not there; all nodes need the same cache_dir")
-    store.build(*step.inputs)
-    return step, store
 
 
 def _plan(config: Config, folder: Path, sweep: bool) -> float:
@@ -274,7 +233,7 @@ def _reported(
 
 def _start() -> None:
     try:
-        ranks.together(main, lambda here: (_follow(here), None)[1])
+        ranks.together(main, follow)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -87,6 +87,8 @@ def fit(
         log_every_n_steps=1,
         default_root_dir=folder,
     )
+    if here:
+        _stopped_by_the_first(trainer, here.rank)
     last = folder / "last.ckpt"
     if last.exists():
         _checkpoint(last)
@@ -111,6 +113,19 @@ def fit(
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def _stopped_by_the_first(trainer: pl.Trainer, rank: int) -> None:
+    """Let a SIGTERM, which all processes get, stop process 0 after its step, and the others with it.
+
+    Lightning's handler would send it to the others amidst what they are sending each other.
+    """
+    connector: Any = trainer._signal_connector
+
+    def notify(*_: object) -> None:
+        connector.received_sigterm = rank == 0
+
+    connector._sigterm_notifier_fn = notify
 
 
 def _run(trainer: pl.Trainer, module: DistillationModule, data: GroupsDataModule, last: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,16 +11,15 @@ import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from dense_retrieval.groups.batch import Batch, with_scores
+from dense_retrieval.groups.batch import Batch
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens, joined
-from dense_retrieval.teacher.ensemble import unit_scale
-from dense_retrieval.teacher.score import Teacher
 from dense_retrieval.training import memory
 from dense_retrieval.training.gradient_cache import OutOfMemory, Terms, backward, embed, is_out_of_memory
+from dense_retrieval.training.scored_later import ScoredLater
 
 log = logging.getLogger(__name__)
 
@@ -40,44 +39,6 @@ class BatchTexts:
         if self.device.type == "cuda":  # a copy from pinned memory lets the GPU go on computing
             padded = {name: ids.pin_memory() for name, ids in padded.items()}
         return {name: ids.to(self.device, non_blocking=True) for name, ids in padded.items()}
-
-
-class ScoredLater:
-    """Scores the groups of a batch that carry none.
-
-    Args:
-        teacher: frozen.
-        queries, passages: texts by row.
-        scale: ``(n, 2)`` offset and width of the raw scores, by query row.
-        false_negative_ratio: of :func:`collate`.
-    """
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        scale: np.ndarray,
-        false_negative_ratio: float,
-    ) -> None:
-        self.teacher = teacher
-        self.queries = queries
-        self.passages = passages
-        self.scale = scale
-        self.false_negative_ratio = false_negative_ratio
-
-    def scored(self, batch: Batch, max_tokens: int) -> Batch:
-        """The batch with scores wherever it had none (NaN)."""
-        scores = batch.teacher.cpu().numpy().copy()
-        group, position = np.nonzero(np.isnan(scores))
-        queries = batch.queries.numpy()[group]
-        passages = batch.passages[batch.slots.cpu()[group, position]].numpy()
-        texts = [self.queries[int(q)] for q in queries], [self.passages[int(p)] for p in passages]
-        raw = self.teacher.score(*texts, max_tokens=max_tokens)
-        if not np.isfinite(raw).all():
-            raise InputError("the teacher gave a score that is no finite number; use precision=32-true")
-        scores[group, position] = unit_scale(raw, *self.scale[queries].T)
-        return with_scores(batch, scores, self.false_negative_ratio)
 
 
 class DistillationModule(LightningModule):

@@ -79,7 +79,8 @@ def train(
     from dense_retrieval.groups.datamodule import GroupsDataModule
     from dense_retrieval.student.export import export
     from dense_retrieval.training.fit import fit
-    from dense_retrieval.training.module import DistillationModule, ScoredLater
+    from dense_retrieval.training.module import DistillationModule
+    from dense_retrieval.training.scored_later import ScoredLater
 
     torch.manual_seed(seed)
     learner = instantiate(student, path=str(weights.path))

@@ -24,7 +24,8 @@ from dense_retrieval.student.tokens import Tokens, tokenize
 from dense_retrieval.training import curves
 from dense_retrieval.training import fit as fitting
 from dense_retrieval.training.fit import fit
-from dense_retrieval.training.module import DistillationModule, ScoredLater
+from dense_retrieval.training.module import DistillationModule
+from dense_retrieval.training.scored_later import ScoredLater
 from dense_retrieval.training.selection import DevSelection, selection_loss
 
 LOSS = Loss({"listwise": Listwise(1.0), "infonce": InfoNCE(0.1, 0.1)}).found(0.1, 0.2)

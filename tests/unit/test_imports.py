@@ -33,7 +33,7 @@ LAYERS = [
     ["nodes"],
     ["pipeline"],
     ["chain"],
-    ["plan", "comparison"],
+    ["plan", "comparison", "follow"],
     ["run", "generate", "compare", "cache", "search"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -46,6 +46,7 @@ CONFIGURED = (
     "pipeline.py",
     "nodes.py",
     "chain.py",
+    "follow.py",
     "comparison/runs.py",
     "schemas/",
     "config.py",
