@@ -14,7 +14,7 @@ from dense_retrieval.chain import describe
 from dense_retrieval.config import CONF, Config
 from dense_retrieval.errors import users_error
 from dense_retrieval.records import InputError
-from dense_retrieval.stage import Step, reachable
+from dense_retrieval.stage import Step, reachable, resolved
 from dense_retrieval.store import Store
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,12 @@ def follow(here: ranks.Ranks) -> float:
         SystemExit: it ended with an error.
     """
     flush_denormal()
-    for (config, hydra), folder in here.calls():
+    for (config, hydra), folder, device in here.calls():
         try:
             step, store = _called(config, hydra, folder)
+            own = resolved(step.settings["device"])
+            if own.partition(":")[0] != device.partition(":")[0]:
+                raise InputError(f"process 0 trains on {device}, this one would on {own}; give device=")
         except Exception as error:
             here.answer(users_error(error) or repr(error))
             continue

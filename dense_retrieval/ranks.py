@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,14 @@ def check(devices: int | str, num_nodes: int, gpus: Callable[[], int | None]) ->
         raise InputError(f"{asked}: there are {there} GPUs here; use trainer.devices=auto or device=cpu")
 
 
+@dataclass(frozen=True)
+class _Look:
+    """Asks a process whether it sees a file, and a GPU."""
+
+    file: Path
+    cuda: bool
+
+
 class Ranks:
     """This process among those that were started together.
 
@@ -114,23 +123,31 @@ class Ranks:
                 f"{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}"
             ) from error
 
-    def call(self, folder: Path) -> None:
+    def require(self, shared: Path, cuda: bool) -> None:
+        """Process 0: raise InputError where another process does not see this one's folder, or has no GPU."""
+        shared.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=shared, prefix="seen-by-all-") as file:
+            self._ask(_Look(Path(file.name).resolve(), cuda))
+
+    def call(self, folder: Path, device: str) -> None:
         """Process 0: call the others to the training in a folder; another process: nothing, it has been called.
 
         Raises:
             InputError: one of them cannot take part.
         """
-        if self.rank:
-            return
+        if self.rank == 0:
+            self._ask((self.job, folder.resolve(), device))
+
+    def _ask(self, message: Any) -> None:
         self._number += 1
-        self._put(f"call {self._number}", (self.job, str(folder.resolve())))
+        self._put(f"call {self._number}", message)
         for other in range(1, self.world):
             problem = self._get(f"answer {self._number} of {other}", _TO_ANSWER)
             if problem:
                 raise InputError(f"process {other} of {self.world}: {problem}")
 
-    def calls(self) -> Iterator[tuple[Any, Path]]:
-        """Another process: job and folder of each training, each to be answered, until process 0 ends.
+    def calls(self) -> Iterator[tuple[Any, Path, str]]:
+        """Another process: job, folder and device of each training, each to be answered, until process 0 ends.
 
         Raises:
             SystemExit: it ended with an error.
@@ -148,8 +165,22 @@ class Ranks:
                     )
                     raise SystemExit(called)
                 return
-            job, folder = called
-            yield job, Path(folder)
+            if isinstance(called, _Look):
+                self.answer(self._missed(called))
+            else:
+                yield called
+
+    def _missed(self, look: "_Look") -> str | None:
+        try:
+            if look.cuda:
+                self.gpu()
+        except InputError as error:
+            return str(error)
+        return (
+            None
+            if look.file.exists()
+            else f"{look.file.parent} is not shared; all nodes need the same cache_dir"
+        )
 
     def answer(self, problem: str | None) -> None:
         """Say what keeps this process from the training, if anything does."""

@@ -53,8 +53,10 @@ def _run(config: Config) -> float:
     folder = Path(job.runtime.output_dir)
     if config.plan:
         return _plan(config, folder, job.mode == RunMode.MULTIRUN)
-    ranks.check(*asked_devices(config))
+    devices, num_nodes, gpus = asked_devices(config)
+    ranks.check(devices, num_nodes, gpus)
     if here := ranks.here():
+        here.require(Path(config.cache_dir), cuda=gpus() is not None)
         here.job = config, HydraConfig.instance().cfg
     settings: Any = OmegaConf.to_container(config, resolve=True)
     made_from = sweep.inputs(settings)

@@ -73,7 +73,7 @@ def train(
 
     here = ranks.here()
     if here:
-        here.call(folder)
+        here.call(folder, device)
         if device.startswith("cuda"):
             device = f"cuda:{here.gpu()}"
     from dense_retrieval.groups.datamodule import GroupsDataModule

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from dense_retrieval import ranks
+from dense_retrieval.config import CONF
 from dense_retrieval.ranks import Place
 from dense_retrieval.records import InputError
 
@@ -83,8 +85,17 @@ def test_what_there_is_passes(environment):
         ranks.check(devices, nodes, lambda: 8)
 
 
+def test_a_sweep_on_slurm_has_one_task_a_device():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    overrides = ["hydra/launcher=slurm", "trainer.num_nodes=2", "trainer.devices=8"]
+    with initialize_config_dir(CONF, version_base=None):
+        launcher = compose("config", overrides=overrides, return_hydra_config=True).hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
+
+
 SCRIPT = """
 import os, signal, sys
+from pathlib import Path
 from dense_retrieval import ranks
 from dense_retrieval.records import InputError
 
@@ -94,13 +105,16 @@ def command():
     here = ranks.here()
     here.job = "a job"
     try:
-        here.call(__import__("pathlib").Path("training"))
+        here.require(Path(sys.argv[2]), cuda=False)
+        here.call(Path("training"), "cpu")
     except InputError as error:
         print(error)
     raise SystemExit(int(sys.argv[1]))
 
 def follow(here):
-    for job, folder in here.calls():
+    if sys.argv[1] == "7":  # as on a node without the folder
+        Path.exists = lambda path: False
+    for job, folder, device in here.calls():
         print("called:", job, folder.name, flush=True)
         here.answer("no such folder" if sys.argv[1] == "3" else None)
 
@@ -111,8 +125,8 @@ except InputError as error:
 """
 
 
-@pytest.mark.parametrize("ending", ["0", "3", "killed"])
-def test_the_others_are_called_and_end_like_the_first(ending, environment):
+@pytest.mark.parametrize("ending", ["0", "3", "7", "killed"])
+def test_the_others_are_called_and_end_like_the_first(ending, environment, tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
@@ -126,7 +140,7 @@ def test_the_others_are_called_and_end_like_the_first(ending, environment):
         }
         place |= {"SLURM_NODELIST": "localhost", "MASTER_PORT": port}
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, ending],
+            [sys.executable, "-c", SCRIPT, ending, str(tmp_path)],
             env=os.environ | place,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -140,8 +154,14 @@ def test_the_others_are_called_and_end_like_the_first(ending, environment):
         assert error.splitlines()[-1] == "error: process 0 has ended without a word"
         return
     assert statuses == [int(ending)] * 2, error
-    assert second == "called: a job training\n"
-    assert first.startswith("process 1 of 2: no such folder (on ") == (ending == "3")
+    assert second == ("called: a job training\n" if ending != "7" else "")
+    begins = {
+        "0": "",
+        "3": "process 1 of 2: no such folder (on ",
+        "7": f"process 1 of 2: {tmp_path} is not shared; ",
+    }
+    assert first.startswith(begins[ending]) and bool(first) == (ending != "0")
     assert error.splitlines()[-1:] == (
-        ["error: process 0 of 2 has ended with an error"] if ending == "3" else []
+        ["error: process 0 of 2 has ended with an error"] if ending != "0" else []
     )
+    assert list(tmp_path.iterdir()) == []
