@@ -143,6 +143,13 @@ def _run(trainer: pl.Trainer, module: DistillationModule, data: GroupsDataModule
         if known:
             raise InputError(message.strip()) from None
         raise
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "Connection" not in str(error):
+            raise
+        raise InputError(
+            "the processes that train together have lost each other; the same command goes on from the last "
+            f"checkpoint ({str(error).splitlines()[0]})"
+        ) from error
     if trainer.received_sigterm:  # in the last step
         raise SystemExit(128 + signal.SIGTERM)
 
