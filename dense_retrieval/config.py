@@ -98,7 +98,16 @@ class Trainer:
     compile: bool = setting(
         False, "compile the student with torch.compile, which pays on GPUs in long trainings"
     )
-    devices: int = setting(1, "GPUs, or processes on a CPU, that share a step", least=1)
+    devices: Any = setting(
+        1, "GPUs of a node, or processes on a CPU, that share a step; auto: all GPUs, on a CPU 1", least=1
+    )
+    num_nodes: int = setting(1, "nodes, each with as many devices, all started by torchrun or srun", least=1)
+    shard_optimizer: bool = setting(
+        False, "each device keeps its part of AdamW's state (ZeRO-1): 8 bytes a parameter, shared"
+    )
+    every_n_steps: int | None = setting(
+        None, "steps between checkpoints within an epoch; null = only after each epoch", least=1
+    )
 
 
 @dataclass

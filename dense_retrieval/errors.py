@@ -128,7 +128,8 @@ def in_one_line(error: Exception, schema: type = Config) -> str:
 
 def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    choices = [file.stem for file in Path(CONF, group).glob("*.yaml")] or list(error.options or [])
+    files = [] if group.startswith("hydra/") else Path(CONF, group).glob("*.yaml")  # plugins have others
+    choices = [file.stem for file in files] or list(error.options or [])
     remedy = suggestion(choice, choices) or f"; choose one of {', '.join(sorted(choices))}"
     return f"{group}={choice}: there is no such choice{remedy}"
 

@@ -3,7 +3,7 @@
 import inspect
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,27 @@ def token_limits(c: Config) -> tuple[Any, int | None]:
             raise InputError(f"trainer.{name}={value} is neither a number of tokens nor auto")
     chunk, graph = given["chunk_tokens"], given["graph_tokens"]
     return hardware(c).max_tokens if chunk == "auto" else chunk, None if graph == "auto" else graph
+
+
+def asked_devices(c: Config) -> tuple[int | str, int, Callable[[], int | None]]:
+    """Of training: devices a node, nodes, and what counts the GPUs here, as :mod:`dense_retrieval.ranks` takes them.
+
+    Raises:
+        InputError: neither a number of devices nor auto.
+    """
+    given = plain(c.trainer, only=("devices", "num_nodes"))
+    devices, num_nodes = given["devices"], given["num_nodes"]
+    if devices != "auto" and not isinstance(devices, int):
+        raise InputError(f"trainer.devices={devices} is neither a number of devices nor auto")
+
+    def gpus() -> int | None:
+        if not resolved(hardware(c).device).startswith("cuda"):
+            return None
+        import torch
+
+        return torch.cuda.device_count()
+
+    return devices, num_nodes, gpus
 
 
 def engine_of(c: Config) -> str:

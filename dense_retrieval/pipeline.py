@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dense_retrieval import ranks
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config, LanguageModel
@@ -26,6 +28,7 @@ from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.hub import model_folder, transformer_folder
 from dense_retrieval.losses.loss import Loss, active
 from dense_retrieval.nodes import (
+    asked_devices,
     engine_of,
     hardware,
     outside,
@@ -43,7 +46,7 @@ from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
-from dense_retrieval.stage import Folder, Outside, Step, resolved
+from dense_retrieval.stage import Folder, Later, Outside, Step, resolved
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.export_engine import exported
 from dense_retrieval.student.tokens import Tokens, mixture_tokens, tokens
@@ -65,6 +68,15 @@ _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
 
 # Prefixes and lengths are in the token ids; the implementation of attention changes speed.
 _NOT_TRAINING = ("query_prefix", "passage_prefix", "query_length", "passage_length", "attention")
+_HOW_TO_TRAIN = (
+    "devices",
+    "num_nodes",
+    "shard_optimizer",
+    "every_n_steps",
+    "chunk_tokens",
+    "graph_tokens",
+    "compile",
+)
 _NOT_EMBEDDING = (*_NOT_TRAINING, "dropout")
 
 
@@ -318,6 +330,7 @@ def distil(
     later = alone if c.groups.scored_before is not None else None
     members, weights, _ = teachers(c)
     chunk_tokens, graph_tokens = token_limits(c)
+    devices: Any = Later(partial(ranks.processes, *asked_devices(c)))
     return train(
         of_groups[""] if alone else mixture(of_groups, of_queries, {n: p.corpus for n, p in parts.items()}),
         passages[""] if alone else mixture_tokens(passages),
@@ -330,17 +343,19 @@ def distil(
         student=student_settings(c, *_NOT_TRAINING),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
-        trainer=settings(trainer, "devices", "chunk_tokens", "graph_tokens", "compile"),
+        trainer=settings(trainer, *_HOW_TO_TRAIN),
         precision=on.precision,
         seed=seed,
         device=on.device,
         log=log,
         teacher=members[0] if later else None,
         # With dropout each pass draws its own random numbers.
-        cut={"devices": trainer.devices, "chunk_tokens": resolved(chunk_tokens)}
+        cut={"devices": resolved(devices), "chunk_tokens": resolved(chunk_tokens)}
         if c.student.dropout
         else None,
-        devices=trainer.devices,
+        devices=devices,
+        shard_optimizer=trainer.shard_optimizer,
+        every_n_steps=trainer.every_n_steps,
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
         compile=trainer.compile,

@@ -5,6 +5,7 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from dense_retrieval import plan, scale, sweep
+from dense_retrieval import plan, ranks, scale, sweep
 from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import engine_of
+from dense_retrieval.follow import flush_denormal, follow
+from dense_retrieval.nodes import asked_devices, engine_of
 from dense_retrieval.pipeline import Labels, Part, tokenized
-from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
+from dense_retrieval.records import CandidateList, InputError, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
@@ -36,10 +38,26 @@ log = logging.getLogger(__name__)
 @command("config", Config)
 def main(config: Config) -> float:
     """One run; returns the tuned student's main metric."""
+    return ranks.together(lambda: _run(config), _follow)
+
+
+def _follow(here: ranks.Ranks) -> float:
+    """In a job for which a launcher starts several processes; the first says how it ended."""
+    with suppress(SystemExit):
+        follow(here)
+    return math.nan
+
+
+def _run(config: Config) -> float:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     if config.plan:
         return _plan(config, folder, job.mode == RunMode.MULTIRUN)
+    devices, num_nodes, gpus = asked_devices(config)
+    ranks.check(devices, num_nodes, gpus)
+    if here := ranks.here():
+        here.require(Path(config.cache_dir), cuda=gpus() is not None)
+        here.job = config, HydraConfig.instance().cfg
     settings: Any = OmegaConf.to_container(config, resolve=True)
     made_from = sweep.inputs(settings)
     if done := sweep.finished(folder, settings, made_from):
@@ -53,11 +71,7 @@ def main(config: Config) -> float:
     store = Store(Path(config.cache_dir))
     chain = describe(config, tracker.log)
     if not all(map(store.has, chain.steps)):
-        import torch
-
-        # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
-        # before torch starts its threads, which take it over.
-        torch.set_flush_denormal(True)
+        flush_denormal()
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
@@ -257,5 +271,12 @@ def _reported(
     return rows
 
 
+def _start() -> None:
+    try:
+        ranks.together(main, follow)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 if __name__ == "__main__":
-    main()
+    _start()

@@ -43,14 +43,16 @@ class GroupsDataModule(LightningDataModule):
         self.corpus = np.zeros(len(groups.query), dtype=np.int64) if corpus is None else corpus
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(~self.groups.dev, self.seed)
+        # Lightning makes the loader when it has restored the step of a killed process.
+        done = self.trainer.global_step if self.trainer else 0
+        return self._loader(~self.groups.dev, self.seed, done)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.groups.dev, None)
 
-    def _loader(self, chosen: np.ndarray, seed: int | None) -> DataLoader:
+    def _loader(self, chosen: np.ndarray, seed: int | None, done: int = 0) -> DataLoader:
         parts = [np.flatnonzero(chosen & (self.corpus == number)) for number in np.unique(self.corpus)]
-        batches = _Batches(parts, self.batch_size, seed)
+        batches = _Batches(parts, self.batch_size, seed, done)
         # The "dataset" is the batches' rows themselves; collating them is one vectorised call.
         together = partial(collate, self.groups, false_negative_ratio=self.false_negative_ratio)
         ahead: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.workers > 0}
@@ -63,13 +65,19 @@ class _Rows(Dataset):
 
 
 class _Batches(Sampler):
-    """The rows of each batch; Lightning calls ``set_epoch`` before each epoch."""
+    """The rows of each batch; Lightning calls ``set_epoch`` before each epoch.
 
-    def __init__(self, parts: list[np.ndarray], batch_size: int, seed: int | None) -> None:
-        self.parts = parts  # rows that may share a batch
+    Args:
+        parts: rows that may share a batch.
+        done: batches of all epochs together that are left out, as training goes on behind them.
+    """
+
+    def __init__(self, parts: list[np.ndarray], batch_size: int, seed: int | None, done: int) -> None:
+        self.parts = parts
+        self.done = done
         self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
+        self.epoch = done // max(1, len(self))  # workers ask before Lightning says it
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -86,4 +94,4 @@ class _Batches(Sampler):
                 batches += np.array_split(rows, np.arange(self.batch_size, len(rows), self.batch_size))
         if rng is not None and len(self.parts) > 1:
             batches = [batches[i] for i in rng.permutation(len(batches))]
-        yield from batches
+        yield from batches[max(0, self.done - self.epoch * len(batches)) :]

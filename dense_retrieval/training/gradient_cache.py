@@ -10,6 +10,8 @@ With several processes every one of them has the whole batch, encodes its share 
 gets all embeddings by one sum over the processes; then each computes the same loss, backpropagates
 its own chunks, and the parameters' gradients are summed once. So processes may have different
 numbers of chunks, and any number of them gives the gradients of one.
+
+Where memory runs out in one process, all hear of it together with the gradients, and may begin the batch again.
 """
 
 from collections import deque
@@ -36,6 +38,10 @@ class Texts(Protocol):
         """``input_ids`` and ``attention_mask`` of some rows, padded, on the encoder's device."""
 
 
+class OutOfMemory(Exception):
+    """Some process had not the memory for a batch; every process raises it, and none is left waiting."""
+
+
 def backward(
     encoder: nn.Module,
     texts: Texts,
@@ -55,28 +61,46 @@ def backward(
 
     Returns:
         The loss's terms, detached.
+
+    Raises:
+        OutOfMemory: the parameters then have gradients of a part of the batch.
     """
+    terms: Terms = {}
+    memory = _Memory()
     with _no_cast_cache():
         mine = _share(pack(texts.lengths, chunk_tokens))
-        embeddings, passes = _encode(encoder, texts, mine, graph_tokens)
+        embeddings = _zeros(encoder, texts)
+        passes: deque[Tensor | _RandomState] = deque()
+        with memory:
+            _encode(encoder, texts, mine, embeddings, passes, graph_tokens)
+        _sum(embeddings)
         embeddings.requires_grad_()
-        terms = loss(embeddings)
-        terms["loss"].backward()
-        assert embeddings.grad is not None
-        for rows in mine:
-            output = passes.popleft()  # and with it, in the end, its graph
-            if isinstance(output, _RandomState):
-                with output.replayed():
-                    output = encoder(**texts.batch(rows))
-            output.backward(embeddings.grad[rows].to(output.dtype))
-        _sum_gradients(encoder)
+        with memory:
+            if not memory.ran_out:
+                terms = loss(embeddings)
+                terms["loss"].backward()
+                _replay(encoder, texts, mine, embeddings, passes)
+        passes.clear()
+        _sum_gradients(encoder, memory)
     return {name: term.detach() for name, term in terms.items()}
 
 
 def embed(encoder: nn.Module, texts: Texts, chunk_tokens: int) -> Tensor:
-    """Embeddings ``(N, D)`` without gradients, the work shared by the processes."""
-    with _no_cast_cache():
-        return _encode(encoder, texts, _share(pack(texts.lengths, chunk_tokens)))[0]
+    """Embeddings ``(N, D)`` without gradients, the work shared by the processes.
+
+    Raises:
+        OutOfMemory: as :func:`backward`.
+    """
+    memory = _Memory()
+    embeddings = _zeros(encoder, texts)
+    with _no_cast_cache(), memory:
+        _encode(encoder, texts, _share(pack(texts.lengths, chunk_tokens)), embeddings, deque())
+    _sum(embeddings)
+    ran_out = torch.tensor([memory.ran_out], dtype=torch.int32, device=embeddings.device)
+    _sum(ran_out)
+    if ran_out.item():
+        raise OutOfMemory
+    return embeddings
 
 
 def _share(chunks: list[np.ndarray]) -> list[np.ndarray]:
@@ -84,44 +108,97 @@ def _share(chunks: list[np.ndarray]) -> list[np.ndarray]:
     return chunks[dist.get_rank() :: _processes()] if _processes() > 1 else chunks
 
 
-def _encode(
-    encoder: nn.Module, texts: Texts, chunks: list[np.ndarray], fits: int | Callable[[int], bool] = 0
-) -> tuple[Tensor, deque["Tensor | _RandomState"]]:
-    """Embeddings ``(N, D)``; and of the first chunks, as long as it fits, their part of them with its graph, of
-    each other the random state before it."""
+def _zeros(encoder: nn.Module, texts: Texts) -> Tensor:
     weight = next(encoder.parameters())
     dtype = torch.promote_types(weight.dtype, torch.float32)
     dimension: int = encoder.dimension  # type: ignore[assignment]
-    embeddings = torch.zeros(len(texts.lengths), dimension, dtype=dtype, device=weight.device)
-    passes: deque[Tensor | _RandomState] = deque()
+    return torch.zeros(len(texts.lengths), dimension, dtype=dtype, device=weight.device)
+
+
+def _encode(
+    encoder: nn.Module,
+    texts: Texts,
+    chunks: list[np.ndarray],
+    embeddings: Tensor,
+    passes: deque["Tensor | _RandomState"],
+    fits: int | Callable[[int], bool] = 0,
+) -> None:
+    """Fill in the chunks' rows of the embeddings ``(N, D)``; append of the first chunks, as long as it fits, their
+    part of them with its graph, of each other the random state before it."""
     kept, with_graph = 0, True
     for rows in chunks:
         more = len(rows) * int(texts.lengths[rows].max())
         with_graph = with_graph and (kept + more <= fits if isinstance(fits, int) else fits(more))
         kept += more
-        state = None if with_graph else _RandomState(weight.device)
+        state = None if with_graph else _RandomState(embeddings.device)
         with torch.set_grad_enabled(with_graph):
             output = encoder(**texts.batch(rows))
-        embeddings[rows] = output.detach().to(dtype)
+        embeddings[rows] = output.detach().to(embeddings.dtype)
         passes.append(state or output)
+
+
+def _replay(
+    encoder: nn.Module,
+    texts: Texts,
+    chunks: list[np.ndarray],
+    embeddings: Tensor,
+    passes: deque["Tensor | _RandomState"],
+) -> None:
+    """Backpropagate the embeddings' gradient through each chunk."""
+    assert embeddings.grad is not None
+    for rows in chunks:
+        output = passes.popleft()  # and with it, in the end, its graph
+        if isinstance(output, _RandomState):
+            with output.replayed():
+                output = encoder(**texts.batch(rows))
+        output.backward(embeddings.grad[rows].to(output.dtype))
+
+
+def _sum(tensor: Tensor) -> None:
     if _processes() > 1:
-        dist.all_reduce(embeddings)  # the other processes' rows are 0 here
-    return embeddings, passes
+        dist.all_reduce(tensor)  # the other processes' rows are 0 here
 
 
-def _sum_gradients(encoder: nn.Module) -> None:
+def _sum_gradients(encoder: nn.Module, memory: "_Memory") -> None:
     if _processes() == 1:
+        if memory.ran_out:
+            raise OutOfMemory
         return
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     device = parameters[0].device
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=device)
-    dist.all_reduce(used, op=dist.ReduceOp.MAX)
-    for parameter, somewhere in zip(parameters, used.tolist(), strict=True):
-        if not somewhere:  # as with one process: of a zero gradient AdamW would make weight decay
+    facts = [p.grad is not None for p in parameters] + [memory.ran_out]
+    somewhere = torch.tensor(facts, dtype=torch.int32, device=device)
+    dist.all_reduce(somewhere, op=dist.ReduceOp.MAX)
+    *used, ran_out = somewhere.tolist()
+    if ran_out:
+        raise OutOfMemory
+    for parameter, is_used in zip(parameters, used, strict=True):
+        if not is_used:  # as with one process: of a zero gradient AdamW would make weight decay
             continue
         if parameter.grad is None:  # a process without a chunk
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
+
+
+class _Memory:
+    """Takes note that memory ran out, for when all processes can hear of it."""
+
+    ran_out = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        out = error is not None and is_out_of_memory(error)
+        self.ran_out |= out
+        return out
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _processes() -> int:

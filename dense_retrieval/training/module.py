@@ -1,24 +1,29 @@
 """The LightningModule: a student, its loss, and one exact gradient step a batch."""
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from dense_retrieval.groups.batch import Batch, with_scores
+from dense_retrieval.groups.batch import Batch
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens, joined
-from dense_retrieval.teacher.ensemble import unit_scale
-from dense_retrieval.teacher.score import Teacher
 from dense_retrieval.training import memory
-from dense_retrieval.training.gradient_cache import Terms, backward, embed
+from dense_retrieval.training.gradient_cache import OutOfMemory, Terms, backward, embed, is_out_of_memory
+from dense_retrieval.training.scored_later import ScoredLater
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class BatchTexts:
@@ -36,44 +41,6 @@ class BatchTexts:
         return {name: ids.to(self.device, non_blocking=True) for name, ids in padded.items()}
 
 
-class ScoredLater:
-    """Scores the groups of a batch that carry none.
-
-    Args:
-        teacher: frozen.
-        queries, passages: texts by row.
-        scale: ``(n, 2)`` offset and width of the raw scores, by query row.
-        false_negative_ratio: of :func:`collate`.
-    """
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        scale: np.ndarray,
-        false_negative_ratio: float,
-    ) -> None:
-        self.teacher = teacher
-        self.queries = queries
-        self.passages = passages
-        self.scale = scale
-        self.false_negative_ratio = false_negative_ratio
-
-    def scored(self, batch: Batch, max_tokens: int) -> Batch:
-        """The batch with scores wherever it had none (NaN)."""
-        scores = batch.teacher.cpu().numpy().copy()
-        group, position = np.nonzero(np.isnan(scores))
-        queries = batch.queries.numpy()[group]
-        passages = batch.passages[batch.slots.cpu()[group, position]].numpy()
-        texts = [self.queries[int(q)] for q in queries], [self.passages[int(p)] for p in passages]
-        raw = self.teacher.score(*texts, max_tokens=max_tokens)
-        if not np.isfinite(raw).all():
-            raise InputError("the teacher gave a score that is no finite number; use precision=32-true")
-        scores[group, position] = unit_scale(raw, *self.scale[queries].T)
-        return with_scores(batch, scores, self.false_negative_ratio)
-
-
 class DistillationModule(LightningModule):
     """Trains a student on groups of passages with the scores of a frozen cross-encoder teacher.
 
@@ -89,6 +56,7 @@ class DistillationModule(LightningModule):
         chunk_tokens, graph_tokens: see :func:`gradient_cache.backward`; speed only. Without ``graph_tokens``
             as many as the free memory holds, of each step anew.
         compile: the student, with torch.compile; speed only.
+        shard_optimizer: each of several processes keeps and steps its part of AdamW's state (ZeRO-1); speed only.
     """
 
     def __init__(
@@ -109,6 +77,7 @@ class DistillationModule(LightningModule):
         chunk_tokens: int = 4096,
         graph_tokens: int | Callable[[int], bool] | None = None,
         compile: bool = False,
+        shard_optimizer: bool = False,
         scored_later: ScoredLater | None = None,
     ) -> None:
         super().__init__()
@@ -126,6 +95,8 @@ class DistillationModule(LightningModule):
         self.chunk_tokens = chunk_tokens
         self.graph_tokens = graph_tokens
         self.to_compile = compile
+        self.shard_optimizer = shard_optimizer
+        self._ran_out = False
         self._unchecked: tuple[int, Tensor, Tensor] | None = None
         # In a list: no submodule, so in no checkpoint, and never trained.
         self._scored_later = [scored_later]
@@ -135,9 +106,14 @@ class DistillationModule(LightningModule):
             self.student.compile(dynamic=True)
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
+        settings: Any = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        if self.shard_optimizer and dist.is_initialized() and dist.get_world_size() > 1:
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            parameters = list(self.student.parameters())
+            optimizer: Any = ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, **settings)
+        else:
+            optimizer = torch.optim.AdamW(self.student.parameters(), **settings)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)]
 
     def rate(self, step: int) -> float:
@@ -154,22 +130,25 @@ class DistillationModule(LightningModule):
         batch = self._scored(batch)
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        optimizer.zero_grad()
         texts = self._texts(batch)
-        if self.graph_tokens is None:
-            self.graph_tokens = memory.Free(self.student, texts, self.chunk_tokens)
-        terms = backward(
-            self.student,
-            texts,
-            lambda embeddings: self._terms(self.loss, embeddings, batch),
-            chunk_tokens=self.chunk_tokens,
-            graph_tokens=self.graph_tokens,
-        )
+
+        def gradients() -> Terms:
+            optimizer.zero_grad()
+            torch.manual_seed(torch.initial_seed())  # the same dropout, were it the second time
+            return backward(
+                self.student,
+                texts,
+                lambda embeddings: self._terms(self.loss, embeddings, batch),
+                chunk_tokens=self.chunk_tokens,
+                graph_tokens=self._measured(texts),
+            )
+
+        terms = self._in_memory(gradients, texts)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
-        self._require_finite()
+        self.require_finite()
         self._unchecked = self.global_step, terms["loss"], norm
         if self.trainer.is_last_batch:
-            self._require_finite()  # before a checkpoint is written
+            self.require_finite()  # before a checkpoint is written
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
@@ -177,7 +156,48 @@ class DistillationModule(LightningModule):
         self.log_dict(logged | {"train/learning_rate": rate}, prog_bar=False, batch_size=1)
         self.log("loss", terms["loss"], prog_bar=True, logger=False, batch_size=1)
 
-    def _require_finite(self) -> None:
+    def _measured(self, texts: BatchTexts) -> int | Callable[[int], bool]:
+        """How many tokens' activations fit."""
+        if self.graph_tokens is None:
+            try:
+                self.graph_tokens = memory.Free(self.student, texts, self.chunk_tokens)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                return 0
+        return self.graph_tokens
+
+    def _in_memory(self, work: Callable[[], T], texts: BatchTexts) -> T:
+        """What some work on a batch gives: where memory runs out, done again with half the chunk.
+
+        Raises:
+            InputError: the longest text alone is too much.
+        """
+        before = self.chunk_tokens
+        while True:
+            try:
+                result = work()
+                break
+            except OutOfMemory:
+                pass  # and with the error go the tensors that it holds
+            if self._ran_out and self.chunk_tokens <= texts.lengths.max():
+                raise InputError(
+                    f"out of memory, even with one text a forward pass (trainer.chunk_tokens={self.chunk_tokens}); "
+                    "lower trainer.batch_size or student.passage_length"
+                )
+            self._ran_out, self.graph_tokens = True, 0
+            self.chunk_tokens = max(1, self.chunk_tokens // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if self.chunk_tokens < before and self.global_rank == 0:
+            log.warning(
+                "out of memory in a pass of %d tokens: going on with trainer.chunk_tokens=%d and graph_tokens=0",
+                before,
+                self.chunk_tokens,
+            )
+        return result
+
+    def require_finite(self) -> None:
         """Of the step before, whose numbers a GPU has had the time to compute: none waits for its own."""
         step, loss, norm = self._unchecked or (0, torch.zeros(()), torch.zeros(()))
         self._unchecked = None
@@ -196,12 +216,16 @@ class DistillationModule(LightningModule):
         for batch in batches:
             batch = self._scored(batch.to(self.device))
             with self.trainer.precision_plugin.forward_context():
-                embeddings = embed(self.student, self._texts(batch), self.chunk_tokens)
+                embeddings = self._embedded(batch)
             for name, term in self._terms(loss, embeddings, batch).items():
                 totals[name] = totals.get(name, 0.0) + term.item() * len(batch.queries)
             n += len(batch.queries)
         self.student.train()
         return {name: total / n for name, total in totals.items()}
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        texts = self._texts(batch)
+        return self._in_memory(lambda: embed(self.student, texts, self.chunk_tokens), texts)
 
     def _scored(self, batch: Batch) -> Batch:
         later = self._scored_later[0]

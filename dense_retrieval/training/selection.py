@@ -40,12 +40,13 @@ class DevSelection(Callback):
 
     The weights of the least :func:`selection_loss` are kept; training stops after ``patience`` epochs
     in which neither that nor the listwise dev loss improved. All of it, with the optimiser, is in
-    ``last.ckpt``.
+    ``last.ckpt``, after each epoch and, if ``every_n_steps`` says so, within.
     """
 
-    def __init__(self, folder: Path, patience: int) -> None:
+    def __init__(self, folder: Path, patience: int, every_n_steps: int | None = None) -> None:
         self.folder = folder
         self.patience = patience
+        self.every_n_steps = every_n_steps
         self.curve: list[dict[str, float]] = []
 
     @property
@@ -59,7 +60,13 @@ class DevSelection(Callback):
         elif self._stale() >= self.patience:  # killed after it had stopped
             trainer.should_stop = True
 
-    def on_train_batch_start(self, trainer: Any, module: pl.LightningModule, batch, index) -> None:
+    def on_train_batch_start(self, trainer: Any, module: Any, batch, index) -> None:
+        # Lightning counts one too many for the curves when it goes on within an epoch.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        # Here, not after the step before: its curves are logged last.
+        if self.every_n_steps and index and trainer.global_step % self.every_n_steps == 0:
+            module.require_finite()
+            self._save(trainer)
         # So that a step's dropout does not depend on what ran before it in this process.
         seed = trainer.datamodule.seed
         torch.manual_seed(hash((seed, trainer.global_step)) % 2**32)
@@ -68,6 +75,11 @@ class DevSelection(Callback):
         self._measure(trainer, module)
         if self._stale() >= self.patience:
             trainer.should_stop = True
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # of a killed process no step is lost that is not taken again
         unfinished = self.folder / "last.tmp"
         trainer.save_checkpoint(unfinished)
         if trainer.is_global_zero:

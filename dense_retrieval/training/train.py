@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hydra.utils import instantiate
 
+from dense_retrieval import ranks
 from dense_retrieval.hub import dimension, weights_size
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.records import Corpus, Groups
@@ -20,7 +21,10 @@ from dense_retrieval.teacher.scores import load_teacher
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SPEED = ("chunk_tokens", "graph_tokens", "compile", "devices", "device", "log")
+_SPEED = (
+    *("chunk_tokens", "graph_tokens", "compile", "devices", "shard_optimizer", "every_n_steps"),
+    *("device", "log"),
+)
 
 
 def _most(groups: Counted, weights: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
@@ -52,6 +56,8 @@ def train(
     graph_tokens: int | None,
     compile: bool,
     devices: int,
+    shard_optimizer: bool,
+    every_n_steps: int | None,
     device: str,
     log: Callable[[Mapping[str, float], int], None] | None,
     teacher: dict[str, Any] | None = None,
@@ -68,10 +74,16 @@ def train(
     """
     import torch
 
+    here = ranks.here()
+    if here:
+        here.call(folder, device)
+        if device.startswith("cuda"):
+            device = f"cuda:{here.gpu()}"
     from dense_retrieval.groups.datamodule import GroupsDataModule
     from dense_retrieval.student.export import export
     from dense_retrieval.training.fit import fit
-    from dense_retrieval.training.module import DistillationModule, ScoredLater
+    from dense_retrieval.training.module import DistillationModule
+    from dense_retrieval.training.scored_later import ScoredLater
 
     torch.manual_seed(seed)
     learner = instantiate(student, path=str(weights.path))
@@ -108,6 +120,7 @@ def train(
         chunk_tokens=chunk_tokens,
         graph_tokens=graph_tokens,
         compile=compile,
+        shard_optimizer=shard_optimizer,
         **{name: value for name, value in trainer.items() if name not in ("batch_size", "patience")},
     )
     summary = fit(
@@ -119,8 +132,12 @@ def train(
         precision=precision,
         accelerator="gpu" if device.startswith("cuda") else "cpu",
         devices=devices,
+        every_n_steps=every_n_steps,
+        here=here,
         log=log,
     )
+    if not summary:  # process 0 has it
+        return {}
     (folder / "training.json").write_text(json.dumps(summary | {"loss": loss.described()}, indent=1))
     export(learner, folder / "model", "")
     for name in ("last.ckpt", "best.safetensors"):

@@ -1,5 +1,6 @@
 """Training: resumption, the checkpoint rule, the schedule, two processes; against plain PyTorch."""
 
+import multiprocessing
 import pickle
 import signal
 from dataclasses import fields, replace
@@ -23,7 +24,8 @@ from dense_retrieval.student.tokens import Tokens, tokenize
 from dense_retrieval.training import curves
 from dense_retrieval.training import fit as fitting
 from dense_retrieval.training.fit import fit
-from dense_retrieval.training.module import DistillationModule, ScoredLater
+from dense_retrieval.training.module import DistillationModule
+from dense_retrieval.training.scored_later import ScoredLater
 from dense_retrieval.training.selection import DevSelection, selection_loss
 
 LOSS = Loss({"listwise": Listwise(1.0), "infonce": InfoNCE(0.1, 0.1)}).found(0.1, 0.2)
@@ -106,6 +108,81 @@ def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path,
     assert whole.mean_terms(LOSS, whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)
 
 
+def _killed(folder, *of) -> None:
+    fitting.RichProgressBar = gets(signal.SIGKILL, 1, 2)
+    fit(*parts(*of, dropout=0.2), folder, max_epochs=3, patience=9, accelerator="cpu", every_n_steps=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_killed_within_an_epoch_goes_on_there(data, encoder_folder, tmp_path, workers):
+    """Killed in step 6 of 9, it goes on after step 4; weights and curves are those of an unbroken run, bit for bit."""
+    settings = {"max_epochs": 3, "patience": 9, "accelerator": "cpu"}
+    found = {}
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        module, module_data = parts(data, encoder_folder, dropout=0.2)
+        if name == "broken":
+            process = multiprocessing.get_context("spawn").Process(
+                target=_killed, args=(tmp_path / name, data, encoder_folder)
+            )
+            process.start()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            assert torch.load(tmp_path / name / "last.ckpt", weights_only=True)["global_step"] == 4
+            module_data.workers = workers
+        logged: dict = {}
+
+        def log(values, step, logged=logged):
+            logged.update({(key, step): value for key, value in values.items()})
+
+        summary = fit(module, module_data, tmp_path / name, log=log, **settings)
+        found[name] = summary, logged, weights(module)
+    assert found["broken"][:2] == found["whole"][:2]
+    assert {step for _, step in found["broken"][1]} == set(range(10))
+    assert torch.equal(found["broken"][2], found["whole"][2])
+
+
+def too_much(student: BiEncoder, tokens: int) -> None:
+    """Let a training forward pass of more tokens run out of memory."""
+    forward = student.forward
+
+    def limited(input_ids, attention_mask):
+        if student.training and input_ids.numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, attention_mask=attention_mask)
+
+    student.forward = limited
+
+
+def test_out_of_memory_halves_the_chunk(data, encoder_folder, tmp_path, caplog):
+    """The weights are those of a run that began with the half, dropout and all."""
+    found = []
+    for chunk in (30, 60):
+        folder = tmp_path / str(chunk)
+        folder.mkdir()
+        module, module_data = parts(data, encoder_folder, dropout=0.2, epochs=1)
+        module.chunk_tokens = chunk
+        if chunk == 60:
+            too_much(module.student, 50)
+        fit(module, module_data, folder, max_epochs=1, accelerator="cpu")
+        found.append(weights(module))
+        assert module.chunk_tokens == 30
+    assert torch.equal(*found)
+    assert [m for m in caplog.messages if "memory" in m] == [
+        "out of memory in a pass of 60 tokens: going on with trainer.chunk_tokens=30 and graph_tokens=0"
+    ]
+
+
+def test_a_text_that_does_not_fit_is_one_line(data, encoder_folder, tmp_path):
+    module, module_data = parts(data, encoder_folder, epochs=1)
+    too_much(module.student, 1)
+    with pytest.raises(
+        InputError, match=r"^out of memory, even with one text.*chunk_tokens=7\).*trainer.batch_size"
+    ):
+        fit(module, module_data, tmp_path, max_epochs=1, accelerator="cpu")
+
+
 class Remembers(torch.nn.Module):
     """A teacher that knows the raw score of each pair of texts."""
 
@@ -151,26 +228,43 @@ def test_a_run_that_had_stopped_early_trains_no_more(data, encoder_folder, tmp_p
     assert again == first
 
 
-def test_two_devices_train_like_one(data, encoder_folder, tmp_path):
+def test_two_devices_train_like_one(data, encoder_folder, tmp_path, monkeypatch):
+    """Also with a sharded optimiser, in a SLURM job of one task, from whose checkpoint one device goes on."""
     results = []
-    for devices in (1, 2):
-        (tmp_path / str(devices)).mkdir()
+    for devices, sharded in ((1, False), (2, False), (2, True)):
+        folder = tmp_path / f"{devices} {sharded}"
+        folder.mkdir()
         logged: dict[str, list[float]] = {}
 
         def log(values, step, logged=logged):
             for name, value in values.items():
                 logged.setdefault(name, []).append(value)
 
-        module, module_data = parts(data, encoder_folder, epochs=1)
-        folder = tmp_path / str(devices)
+        module, module_data = parts(data, encoder_folder, epochs=2)
+        module.shard_optimizer = sharded
+        if sharded:
+            for name in ("SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_NNODES"):
+                monkeypatch.setenv(name, "1")
+            for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+                monkeypatch.setenv(name, "0")
+            monkeypatch.setenv("SLURM_JOB_NAME", "x")
         fit_on = {"max_epochs": 1, "accelerator": "cpu", "devices": devices}
         summary = fit(module, module_data, folder, log=log, **fit_on)
         results.append((weights(module), summary, logged))
-    (one, its_summary, its_log), (two, their_summary, their_log) = results
+    (one, its_summary, its_log), (two, their_summary, their_log), (sharded, _, sharded_log) = results
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert torch.equal(two, sharded) and their_log == sharded_log
     assert (their_summary["steps"], len(their_summary["dev"])) == (its_summary["steps"], 2) == (3, 2)
     for name in ("train/loss", "train/learning_rate", "dev/loss"):
         assert their_log[name] == pytest.approx(its_log[name], rel=1e-4)
+    ends = []
+    for name in ("1 False", "2 True"):
+        module, module_data = parts(data, encoder_folder, epochs=2)
+        summary = fit(module, module_data, tmp_path / name, max_epochs=2, accelerator="cpu")
+        assert summary["steps"] == 6
+        ends.append(torch.load(tmp_path / name / "last.ckpt", weights_only=True))
+    for name, value in ends[0]["state_dict"].items():
+        torch.testing.assert_close(ends[1]["state_dict"][name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_one_epoch_equals_plain_pytorch(data, encoder_folder, tmp_path):

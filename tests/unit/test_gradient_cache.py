@@ -16,7 +16,7 @@ from dense_retrieval.losses.listwise import Listwise
 from dense_retrieval.losses.loss import Loss
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.training import memory
-from dense_retrieval.training.gradient_cache import backward, embed
+from dense_retrieval.training.gradient_cache import OutOfMemory, backward, embed
 from dense_retrieval.training.module import DistillationModule
 
 LOSS = Loss({"listwise": Listwise(1.0, 0.05, 0.3), "infonce": InfoNCE(0.1, 0.05)})
@@ -191,6 +191,10 @@ def with_an_unused_weight() -> BiEncoder:
     return model
 
 
+def out_of_memory(**_) -> None:
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+
 def _two_processes(rank: int, rendezvous: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
@@ -199,11 +203,26 @@ def _two_processes(rank: int, rendezvous: str, results: str) -> None:
         terms = backward(model, *problem(5), chunk_tokens=chunk_tokens, graph_tokens=10**6)
         gradients = {name: p.grad for name, p in model.named_parameters()}
         torch.save((terms["loss"], gradients), f"{results}/{rank} {name}.pt")
+    forward, ran_out = model.forward, []
+    if rank == 1:
+        model.forward = out_of_memory
+    for work in (
+        lambda: backward(model, *problem(5), chunk_tokens=40, graph_tokens=0),
+        lambda: embed(model, problem(5)[0], 40),
+    ):
+        try:
+            work()
+        except OutOfMemory:
+            ran_out.append(rank)
+    model.forward = forward
+    again = embed(model, problem(5)[0], 40)  # the processes are still in step
+    torch.save((ran_out, again), f"{results}/memory {rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_give_one_process_gradients(tmp_path):
-    """Also where one of them has no chunk; a weight that is not used gets no gradient from either."""
+    """Also where one of them has no chunk; a weight that is not used gets no gradient from either. Where one runs out
+    of memory, both say so."""
     torch.multiprocessing.spawn(_two_processes, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
     model = with_an_unused_weight()
     value, _ = plain(model, *problem(5))
@@ -214,3 +233,6 @@ def test_two_processes_give_one_process_gradients(tmp_path):
         used = [name for name in expected if expected[name] is not None]
         assert used == [name for name in theirs if theirs[name] is not None] and "unused" not in used
         assert relative_error([theirs[n] for n in used], [expected[n] for n in used]) < 1e-5
+    reports = [torch.load(tmp_path / f"memory {rank}.pt") for rank in range(2)]
+    assert [ran_out for ran_out, _ in reports] == [[0, 0], [1, 1]]
+    assert torch.equal(reports[0][1], reports[1][1])

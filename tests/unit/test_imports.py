@@ -22,6 +22,7 @@ LAYERS = [
         "tracking",
         "hub",
         "sweep",
+        "ranks",
     ],
     ["corpus"],
     ["queries"],
@@ -35,7 +36,7 @@ LAYERS = [
     ["pipeline"],
     ["chain"],
     ["forecast"],
-    ["plan", "comparison"],
+    ["plan", "comparison", "follow"],
     ["run", "generate", "compare", "cache", "search"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -48,6 +49,7 @@ CONFIGURED = (
     "pipeline.py",
     "nodes.py",
     "chain.py",
+    "follow.py",
     "comparison/runs.py",
     "schemas/",
     "config.py",

@@ -48,7 +48,7 @@ ELSEWHERE = {
     *("cache_dir", "plan", "experiment", "logger.enabled", "logger.project", "logger.model"),
     *("evaluation.metrics", "data.queries", "data.mixed", "rounds_from", "generator.url"),
     *("data.path", "generator.path", "student.path", "student.revision", "teacher.path", "teacher.revision"),
-    *("teacher.adapter", "device", "loss.terms"),
+    *("trainer.num_nodes", "teacher.adapter", "device", "loss.terms"),
 }
 
 
