@@ -22,7 +22,7 @@ from dense_retrieval.errors import command
 from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import engine_of
+from dense_retrieval.nodes import engine_of, hardware
 from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
@@ -58,6 +58,7 @@ def main(config: Config) -> float:
         # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
         # before torch starts its threads, which take it over.
         torch.set_flush_denormal(True)
+        hardware(config).executor.prepare()
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # Where results are kept and shown, and what is implied by the choice of a loss.
 _ELSEWHERE = (
     "cache_dir",
+    "executor.",
     "logger.",
     "plan",
     "loss._target_",
