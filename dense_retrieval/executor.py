@@ -42,8 +42,8 @@ class Executor(Protocol):
     def device(self, wanted: str) -> str:
         """cpu or cuda, for a wanted device that may be auto."""
 
-    def prepare(self) -> None:
-        """Raise InputError where there is nothing to compute on."""
+    def prepare(self, wanted: str) -> None:
+        """Raise InputError where there is not enough to compute on; ``wanted`` is a device, or auto."""
 
     def places(self, device: str | None) -> list[str]:
         """Of each that computes its device; ``device`` is as for :meth:`workers`."""
@@ -77,8 +77,8 @@ class Local:
 
         return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
-    def prepare(self) -> None:
-        pass
+    def prepare(self, wanted: str) -> None:
+        self.places(self.device(wanted))
 
     def places(self, device: str | None) -> list[str]:
         """Of each process its device.

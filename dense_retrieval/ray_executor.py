@@ -48,8 +48,8 @@ class Ray:
 
         return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
 
-    def prepare(self) -> None:
-        self._connect()
+    def prepare(self, wanted: str) -> None:
+        self.places(self.device(wanted))
         _prepared(self)
 
     def _show_folder(self) -> None:
@@ -93,7 +93,7 @@ class Ray:
                 socket.create_connection((host, int(port)), _SECONDS).close()
             ray.init(self.address, logging_level=logging.ERROR, log_to_driver=True)
         except (OSError, ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200].rstrip(".")
             raise InputError(
                 f"{named}: no Ray cluster answers there ({reason}); give the head's host:port, or start one with "
                 "`ray start --head`"
@@ -166,12 +166,10 @@ def _missing(paths: list[str]) -> list[str]:
 class _Worker:
     """The actor."""
 
-    def __init__(self, load: Load, place: str, setup: Setup) -> None:
-        self._load, self._place, self._setup = load, place, setup
+    def ready(self, load: Load, place: str, setup: Setup) -> None:
+        setup.apply()
+        self._load, self._place = load, place
         self._compute: Compute | None = None
-
-    def ready(self) -> None:
-        self._setup.apply()
 
     def compute(self, shard: Any) -> tuple[Any, int]:
         """The result, and how much work it was."""
@@ -195,10 +193,10 @@ class _Actors:
     def __init__(self, load: Load, places: Sequence[str], options: dict[str, Any]) -> None:
         import ray
 
-        shared, setup = ray.put(load), Setup(options["num_cpus"])
         worker: Any = ray.remote(_Worker).options(max_restarts=-1, max_task_retries=0, **options)
-        self._actors: list[Any] = [worker.remote(shared, place, setup) for place in places]
-        self._starting = {actor.ready.remote(): actor for actor in self._actors}
+        self._place = ray.put(load), places[0], Setup(options["num_cpus"])
+        self._actors: list[Any] = [worker.remote() for _ in places]
+        self._starting = {self._ready(actor): actor for actor in self._actors}
         self._idle: list[Any] = []
         self._tries = Tries()
 
@@ -233,13 +231,16 @@ class _Actors:
                 except (
                     ray.exceptions.RayError
                 ) as error:  # its process or its node has died, or what it gave was lost
-                    self._starting[actor.ready.remote()] = actor
+                    self._starting[self._ready(actor)] = actor
                     again.append((number, shard))
                     self._tries.again(number, f"was lost ({type(error).__name__})")
                     continue
                 self._idle.append(actor)
                 advance(work)
                 yield number, result
+
+    def _ready(self, actor: Any) -> Any:
+        return actor.ready.remote(*self._place)
 
     def _started(self, call: Any) -> None:
         import ray
@@ -251,7 +252,7 @@ class _Actors:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError:
-            self._starting[actor.ready.remote()] = actor
+            self._starting[self._ready(actor)] = actor
 
     def stop(self) -> None:
         import ray

@@ -58,7 +58,7 @@ def main(config: Config) -> float:
         # A confident softmax has gradients so small that a CPU computes with them ten times slower. Set
         # before torch starts its threads, which take it over.
         torch.set_flush_denormal(True)
-        hardware(config).executor.prepare()
+        hardware(config).executor.prepare(config.device)
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
