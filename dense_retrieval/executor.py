@@ -106,16 +106,8 @@ class Local:
             yield _Here(load, places[0]).map
             return
         processes = Processes(load, places)
-
-        def computed(shards: Iterable[tuple[int, Any]], advance: Advance) -> Iterator[tuple[int, Any]]:
-            given = iter(shards)
-            first = list(islice(given, 2))
-            if len(first) < 2 and not processes.started:  # not worth the seconds in which a process starts
-                return _Here(load, places[0]).map(first, advance)
-            return processes.map(chain(first, given), advance)
-
         try:
-            yield computed
+            yield lambda shards, advance: one_here(load, places[0], shards, advance, processes)
         finally:
             processes.stop()
 
@@ -181,6 +173,26 @@ class _Here:
             if self._compute is None:
                 self._compute = self._load(self._device)
             yield number, self._compute(shard, advance)
+
+
+class _Others(Protocol):
+    """Who computes elsewhere."""
+
+    @property
+    def started(self) -> bool: ...
+
+    def map(self, shards: Iterable[tuple[int, Any]], advance: Advance) -> Iterator[tuple[int, Any]]: ...
+
+
+def one_here(
+    load: Load, device: str, shards: Iterable[tuple[int, Any]], advance: Advance, others: _Others
+) -> Iterator[tuple[int, Any]]:
+    """A single shard in this process: it is not worth the seconds in which others start; more by them."""
+    given = iter(shards)
+    first = list(islice(given, 2))
+    if len(first) < 2 and not others.started:
+        return _Here(load, device).map(first, advance)
+    return others.map(chain(first, given), advance)
 
 
 def even(total: int, most: int) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dense_retrieval.executor import Advance, Compute, Load, Map, number_of
+from dense_retrieval.executor import Advance, Compute, Load, Map, number_of, one_here
 from dense_retrieval.processes import Setup, Tries, portable
 from dense_retrieval.records import InputError
 
@@ -68,14 +68,20 @@ class Ray:
 
     @contextmanager
     def workers(self, load: Load, device: str | None) -> Iterator[Map]:
+        import torch
+
         self._connect()
         _prepared(self)
         if paths := [Path(path).absolute() for path in getattr(load, "reads", ())]:
             _require_seen(paths)
         places, options = self._actors(device)
         actors = _Actors(load, places, options)
+        here = not places[0].startswith("cuda") or torch.cuda.is_available()
         try:
-            yield actors.map
+            if here:
+                yield lambda shards, advance: one_here(load, places[0], shards, advance, actors)
+            else:
+                yield actors.map
         finally:
             actors.stop()
 
@@ -142,13 +148,13 @@ def _require_seen(paths: Sequence[Path], setting: str = "") -> None:
     }
     for answer, node in asked.items():
         try:
-            missing = ray.get(answer)
+            missing = ray.get(answer, timeout=3 * _SECONDS)
         except ray.exceptions.RayTaskError as error:
             raise InputError(
                 f"executor=ray: node {nodes[node]} cannot run dense_retrieval ({error.cause!r}); install the same "
                 "version on all nodes"
             ) from None
-        except ray.exceptions.RayError:  # it has just gone
+        except ray.exceptions.RayError:  # it has gone, or does not answer: its shards go to others
             continue
         if missing:
             raise InputError(
@@ -191,18 +197,29 @@ class _Actors:
     """Each has one call that is not answered: whether it is ready, at first and after it has died, or a shard."""
 
     def __init__(self, load: Load, places: Sequence[str], options: dict[str, Any]) -> None:
+        self._load, self._places, self._options = load, places, options
+        self._actors: list[Any] = []
+        self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        self._tries = Tries()
+
+    @property
+    def started(self) -> bool:
+        return bool(self._actors)
+
+    def _start(self) -> None:
         import ray
 
-        worker: Any = ray.remote(_Worker).options(max_restarts=-1, max_task_retries=0, **options)
-        self._place = ray.put(load), places[0], Setup(options["num_cpus"])
-        self._actors: list[Any] = [worker.remote() for _ in places]
+        worker: Any = ray.remote(_Worker).options(max_restarts=-1, max_task_retries=0, **self._options)
+        self._place = ray.put(self._load), self._places[0], Setup(self._options["num_cpus"])
+        self._actors = [worker.remote() for _ in self._places]
         self._starting = {self._ready(actor): actor for actor in self._actors}
-        self._idle: list[Any] = []
-        self._tries = Tries()
 
     def map(self, shards: Iterable[tuple[int, Any]], advance: Advance) -> Iterator[tuple[int, Any]]:
         import ray
 
+        if not self._actors:
+            self._start()
         waiting, again = iter(shards), deque[tuple[int, Any]]()
         busy: dict[Any, tuple[Any, int, Any]] = {}
         while True:

@@ -1,6 +1,7 @@
 """The student's embeddings by other engines than torch, against torch's."""
 
 import logging
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -52,6 +53,23 @@ def test_another_engine_gives_torch_s_embeddings(encoder_folder, tokens, tmp_pat
         torch_s = embeddings_of(student, tokens, tmp_path / f"torch {max_tokens}", max_tokens=max_tokens)
         cosines = (ours * torch_s).sum(1)
         assert cosines.min() > {"int8": 0.98, "bf16": 0.999}.get(name.partition("_")[2], 0.999999)
+
+
+def test_a_batch_stays_in_memory_until_openvino_has_read_it(encoder_folder, tokens, tmp_path, monkeypatch):
+    """Also where the embeddings are left half read."""
+    openvino = pytest.importorskip("openvino")
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+    export_to("openvino", student, tmp_path, tokens)
+    begun, waited = [], []
+    start, wait = openvino.InferRequest.start_async, openvino.InferRequest.wait
+    monkeypatch.setattr(
+        openvino.InferRequest, "start_async", lambda self, *a, **k: begun.append(self) or start(self, *a, **k)
+    )
+    monkeypatch.setattr(openvino.InferRequest, "wait", lambda self: waited.append(self) or wait(self))
+    embedded = engine.by_file(tmp_path)(tokens.batch(np.array([row])) for row in range(60))
+    next(embedded)
+    embedded.close()
+    assert 1 <= len(begun) < 60 and Counter(map(id, waited)) == Counter(map(id, begun))
 
 
 def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):

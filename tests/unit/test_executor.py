@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import signal
-from collections import Counter
-from dataclasses import dataclass
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
+from shards import Interrupted, Squares, Watched, watched_teacher
 
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.executor import HERE, Local, in_shards
@@ -27,44 +26,6 @@ RNG = np.random.default_rng(0)
 TEXTS = [" ".join(RNG.choice(WORDS, RNG.integers(1, 31))) for _ in range(60)]
 QUERIES = TEXTS[:6]
 CANDIDATES = CandidateList(RNG.permuted(np.tile(np.arange(60), (6, 1)), axis=1)[:, :20], np.zeros((6, 20)))
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Writes down who computes what, and ends the process that begins a shard for the first time."""
-
-    load: object
-    folder: Path
-    fatal: int | None = None  # the shard that is computed n-th of all
-    always: bool = False
-
-    def __call__(self, device):
-        compute = self.load(device)
-
-        def watched(shard, advance):
-            begun = len(list(self.folder.glob("begun-*")))
-            (self.folder / f"begun-{begun}-{os.getpid()}").touch()
-            if self.always or begun == self.fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return compute(shard, advance)
-
-        return watched
-
-    def processes(self) -> list[int]:
-        return [int(file.name.rpartition("-")[2]) for file in self.folder.glob("begun-*")]
-
-
-class Squares:
-    def __call__(self, device):
-        def compute(part, advance):
-            advance(len(part))
-            if (part < 0).any():
-                raise InputError("a negative number")
-            if (part > 100).any():
-                raise KeyError("large")
-            return part**2
-
-        return compute
 
 
 PARTS = [np.arange(i, i + 2) for i in range(8)]
@@ -93,90 +54,88 @@ def small_shards(monkeypatch):
 
 def embed(load, folder: Path, executor=HERE) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    tokens = Tokens.load(getattr(load, "load", load).tokens)
-    encode_by(load, tokens, folder, executor=executor, device="cpu", label="")
+    encode_by(load, Tokens.load(load.tokens), folder, executor=executor, device="cpu", label="")
     assert not list(folder.glob("shard-*"))
     return np.load(folder / "embeddings.npy")
 
 
-def scored(folder: Path, memo: Path, executor=HERE) -> tuple[np.ndarray, int]:
-    teacher = partial(SequenceClassifier.load, str(folder), max_length=64)
+def scored(load_teacher, memo: Path, executor=HERE) -> tuple[np.ndarray, int]:
     with Memo(memo) as opened:
-        found, new = score_candidates(
-            teacher, CANDIDATES, QUERIES, TEXTS, opened, max_tokens=100, executor=executor
-        )
+        settings = {"max_tokens": 100, "executor": executor}
+        found, new = score_candidates(load_teacher, CANDIDATES, QUERIES, TEXTS, opened, **settings)
     return found.scores, new
 
 
-def test_two_processes_give_the_embeddings_of_one(embedder, tmp_path, small_shards):
-    alone = embed(embedder, tmp_path / "one")
-    watched = Watched(embedder, tmp_path)
-    np.testing.assert_array_equal(embed(watched, tmp_path / "two", Local(2)), alone)
-    by = Counter(watched.processes())
-    assert len(by) == 2 and os.getpid() not in by and sum(by.values()) > 4
+def watched(folder: Path, load=None, **how) -> Watched:
+    folder.mkdir()
+    return Watched(load, folder, **how)
 
 
-def test_two_processes_give_the_scores_of_one(cross_encoder_folder, tmp_path, small_shards):
-    alone, new = scored(cross_encoder_folder, tmp_path / "one")
+@pytest.fixture
+def teacher(cross_encoder_folder):
+    return partial(SequenceClassifier.load, str(cross_encoder_folder), max_length=64)
+
+
+@pytest.fixture
+def watched_by(cross_encoder_folder):
+    return lambda watched: partial(watched_teacher, str(cross_encoder_folder), watched)
+
+
+def test_two_processes_give_the_embeddings_of_one_also_when_one_is_killed(
+    embedder, tmp_path, small_shards, caplog
+):
+    alone = embed(one := watched(tmp_path / "a", embedder), tmp_path / "one")
+    two = watched(tmp_path / "b", embedder, fatal=2)
+    np.testing.assert_array_equal(embed(two, tmp_path / "two", Local(2)), alone)
+    assert set(one.processes()) == {os.getpid()} and len(one.processes()) > 4
+    assert len(two.processes()) == len(one.processes()) + 1
+    assert len({*two.processes(), os.getpid()}) == 1 + 3  # another one in its place
+    assert [m for m in caplog.messages if "was killed by signal 9; another one computes it again" in m]
+
+
+def test_two_processes_give_the_scores_of_one_also_when_one_is_killed(
+    teacher, watched_by, tmp_path, small_shards
+):
+    alone, new = scored(teacher, tmp_path / "one")
     assert new == 120
-    two, new = scored(cross_encoder_folder, tmp_path / "two", Local(2))
-    assert new == 120
-    np.testing.assert_array_equal(two, alone)
-    again, new = scored(cross_encoder_folder, tmp_path / "two", Local(2))
+    two = watched(tmp_path / "b", fatal=2)
+    found, new = scored(watched_by(two), tmp_path / "two", Local(2))
+    assert new == 120 and len(two.processes()) == 8 + 1
+    np.testing.assert_array_equal(found, alone)
+    again, new = scored(None, tmp_path / "two", Local(2))
     assert new == 0
     np.testing.assert_array_equal(again, alone)
 
 
-def test_a_process_that_is_killed_costs_its_shard(embedder, tmp_path, small_shards, caplog):
-    alone = embed(Watched(embedder, tmp_path / "a" / ".."), tmp_path / "one") if False else None
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    whole, killed = Watched(embedder, tmp_path / "whole"), Watched(embedder, tmp_path / "killed", fatal=2)
-    alone = embed(whole, tmp_path / "one")
-    np.testing.assert_array_equal(embed(killed, tmp_path / "two", Local(2)), alone)
-    assert len(killed.processes()) == len(whole.processes()) + 1
-    assert len(set(killed.processes())) == 3  # another one in its place
-    assert [m for m in caplog.messages if "was killed by signal 9; another one computes it again" in m]
-
-
-def test_a_shard_that_kills_every_process_is_an_error(tmp_path):
-    fatal = Watched(Squares(), tmp_path, always=True)
-    with pytest.raises(InputError, match=r"^shard \d took down 3 processes, the last one was killed by sig"):
+def test_a_shard_that_kills_every_process_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("dense_retrieval.processes.TRIES", 2)
+    fatal = watched(tmp_path / "begun", Squares(), always=True)
+    with pytest.raises(InputError, match=r"^shard \d took down 2 processes, the last one was killed by sig"):
         in_shards(tmp_path, PARTS[:2], fatal, executor=Local(2))
 
 
-def test_what_was_computed_before_a_kill_is_kept(tmp_path):
-    (tmp_path / "first").mkdir()
-    (tmp_path / "second").mkdir()
-    parts, seen = PARTS, []
-
-    def stops(n):
-        seen.append(n)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        in_shards(tmp_path, parts, Squares(), executor=Local(2), advance=stops)
+def test_what_was_computed_before_an_error_is_kept(tmp_path):
+    """And the error comes from where it is raised."""
+    parts = [*PARTS, np.array([101, 1])]
+    with pytest.raises(KeyError, match="large") as raised:
+        in_shards(tmp_path, parts, Squares(), executor=Local(2))
+    assert "in another process" in raised.value.__notes__[0]
     there = len(list(tmp_path.glob("shard-*.npy")))
-    assert 1 <= there < 8
-    second = Watched(Squares(), tmp_path / "second")
-    found = in_shards(tmp_path, parts, second, executor=Local(2))
-    assert len(second.processes()) == 8 - there
+    assert 7 <= there <= 8
+    parts[-1] = np.array([-1, 1])
+    with pytest.raises(InputError, match="^a negative number$"):
+        in_shards(tmp_path, parts, Squares(), executor=Local(2))
+    parts[-1] = np.array([1, 1])
+    again = watched(tmp_path / "begun", Squares())
+    found = in_shards(tmp_path, parts, again, executor=HERE)
+    assert len(again.processes()) <= 9 - there
     np.testing.assert_array_equal(found, [part**2 for part in parts])
 
 
-def test_errors_come_from_where_they_are_raised(tmp_path):
-    with pytest.raises(InputError, match="^a negative number$"):
-        in_shards(tmp_path, [*PARTS, np.array([-1])], Squares(), executor=Local(2))
-    with pytest.raises(KeyError, match="large") as raised:
-        in_shards(tmp_path, [*PARTS, np.array([101, 1])], Squares(), executor=Local(2))
-    assert "in another process" in raised.value.__notes__[0]
-
-
 def test_one_shard_is_computed_here(tmp_path):
-    watched = Watched(Squares(), tmp_path)
-    assert in_shards(tmp_path, PARTS[:1], watched, executor=Local(2))[0].tolist() == [0, 1]
-    assert watched.processes() == [os.getpid()]
+    here = watched(tmp_path / "begun", Squares())
+    assert in_shards(tmp_path, PARTS[:1], here, executor=Local(2))[0].tolist() == [0, 1]
+    assert here.processes() == [os.getpid()]
 
 
 def test_the_places_of_a_machine(monkeypatch):
@@ -240,10 +199,8 @@ def no_memory(kind: str) -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory") if kind == "torch" else RuntimeError(said)
 
 
-def test_scoring_goes_on_with_half_of_a_batch(
-    cross_encoder_folder, tmp_path, monkeypatch, caplog, small_shards
-):
-    whole, _ = scored(cross_encoder_folder, tmp_path / "whole")
+def test_scoring_goes_on_with_half_of_a_batch(teacher, tmp_path, monkeypatch, caplog, small_shards):
+    whole, _ = scored(teacher, tmp_path / "whole")
     forward, tries = SequenceClassifier.forward, []
 
     def limited(self, inputs):
@@ -253,13 +210,13 @@ def test_scoring_goes_on_with_half_of_a_batch(
         return forward(self, inputs)
 
     monkeypatch.setattr(SequenceClassifier, "forward", limited)
-    halved, new = scored(cross_encoder_folder, tmp_path / "halved")
+    halved, new = scored(teacher, tmp_path / "halved")
     np.testing.assert_allclose(halved, whole, atol=1e-6)
     assert new == 120 and sum(size > 64 for size in tries) == 1
     assert len([m for m in caplog.messages if m.startswith("out of memory")]) == 1
 
 
-def test_one_text_that_does_not_fit_is_a_line(embedder, cross_encoder_folder, tmp_path, monkeypatch):
+def test_one_text_that_does_not_fit_is_a_line(embedder, teacher, tmp_path, monkeypatch):
     def full(*_, **__):
         raise no_memory("cpu")
 
@@ -268,7 +225,7 @@ def test_one_text_that_does_not_fit_is_a_line(embedder, cross_encoder_folder, tm
         embed(embedder, tmp_path / "embeddings")
     monkeypatch.setattr(SequenceClassifier, "forward", full)
     with pytest.raises(InputError, match="alone does not fit in the memory"):
-        scored(cross_encoder_folder, tmp_path / "memo")
+        scored(teacher, tmp_path / "memo")
 
 
 def test_another_error_of_a_forward_pass_is_raised(embedder, tmp_path, monkeypatch):
@@ -308,29 +265,64 @@ def ray_executor(cluster, tmp_path_factory):
     return Ray(cluster.address, shared=str(tmp_path_factory.mktemp("shared")))
 
 
-def test_a_cluster_gives_the_embeddings_of_one_process(ray_executor, embedder, tmp_path, small_shards):
-    alone = embed(embedder, tmp_path / "one")
-    watched = Watched(embedder, tmp_path, fatal=2)
-    np.testing.assert_array_equal(embed(watched, tmp_path / "many", ray_executor), alone)
-    assert len(set(watched.processes())) > 1 and os.getpid() not in watched.processes()
-
-
-def test_a_cluster_gives_the_scores_of_one_process(
-    ray_executor, cross_encoder_folder, tmp_path, small_shards
-):
-    alone, _ = scored(cross_encoder_folder, tmp_path / "one")
-    many, new = scored(cross_encoder_folder, tmp_path / "many", ray_executor)
-    assert new == 120
-    np.testing.assert_array_equal(many, alone)
-
-
 def test_a_cluster_says_what_is_wrong(ray_executor, tmp_path):
     from dense_retrieval.ray_executor import Ray
 
     with pytest.raises(InputError, match="^a negative number$"):
         in_shards(tmp_path, [*PARTS, np.array([-1])], Squares(), executor=ray_executor)
+    elsewhere = (
+        f"does not see {tmp_path}/elsewhere; choose a folder that all nodes share, such as one on NFS$"
+    )
+    lost = Embedder({}, tmp_path / "elsewhere", tmp_path, None, False, 1)
+    with pytest.raises(InputError, match=f"^executor=ray: node [0-9.]+ {elsewhere}"):
+        in_shards(tmp_path, PARTS, lost, executor=ray_executor)
     with pytest.raises(InputError, match="^executor.devices=7: the cluster has 3 CPUs; lower it$"):
         Ray(ray_executor.address, devices=7, shared=ray_executor.shared).prepare("cpu")
     with pytest.raises(InputError, match="^executor.devices=auto: the cluster has 0 GPUs; lower it$"):
         Ray(ray_executor.address, shared=ray_executor.shared).prepare("cuda")
     assert ray_executor.device("auto") == "cpu" and ray_executor.places(None) == ["cpu"] * 3
+
+
+@pytest.fixture
+def losing_a_node(ray_executor, cluster):
+    """The executor, of which a node is killed after two results; it is replaced."""
+
+    def kill():
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    yield Interrupted(ray_executor, 1, kill)
+    cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+
+
+def test_a_cluster_gives_the_embeddings_of_one_process_also_when_a_node_is_killed(
+    losing_a_node, embedder, tmp_path, small_shards
+):
+    alone = embed(one := watched(tmp_path / "a", embedder), tmp_path / "one")
+    many = watched(tmp_path / "b", embedder, seconds=0.3)
+    np.testing.assert_array_equal(embed(many, tmp_path / "many", losing_a_node), alone)
+    assert len(set(many.processes())) > 1 and os.getpid() not in many.processes()
+    assert len(many.processes()) <= len(one.processes()) + 1  # the shard that it computed
+
+
+def test_a_cluster_gives_the_scores_of_one_process_also_when_a_node_is_killed(
+    losing_a_node, teacher, watched_by, tmp_path, small_shards
+):
+    alone, _ = scored(teacher, tmp_path / "one")
+    many = watched(tmp_path / "b", seconds=0.3)
+    found, new = scored(watched_by(many), tmp_path / "many", losing_a_node)
+    assert new == 120 and os.getpid() not in many.processes() and len(many.processes()) <= 8 + 1
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_a_cluster_that_does_not_answer_is_a_line():
+    pytest.importorskip("ray")
+    import ray
+
+    from dense_retrieval.ray_executor import Ray
+
+    ray.shutdown()
+    with socket.socket() as bound:  # nobody listens
+        bound.bind(("localhost", 0))
+        address = f"localhost:{bound.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"^executor.address={address}: no Ray cluster answers there"):
+            Ray(address).prepare("auto")
