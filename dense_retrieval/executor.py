@@ -135,8 +135,8 @@ def in_shards(
     device: str | None = "cpu",
     advance: Advance = lambda _: None,
     shard: Callable[[Any], Any] = lambda part: part,
-) -> list[np.ndarray]:
-    """The array of each part, each kept in ``folder`` as soon as it is there.
+) -> list[Path]:
+    """The file of each part's array, which ``numpy.load`` reads, in ``folder``; written as soon as it is computed.
 
     A second call, after a kill, computes only what is missing. The parts must be the same.
 
@@ -154,7 +154,7 @@ def in_shards(
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(unfinished, files[number])
-    return [np.load(file, mmap_mode="r") for file in files]
+    return files
 
 
 def remove_shards(folder: Path) -> None:

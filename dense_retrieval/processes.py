@@ -31,9 +31,11 @@ class Setup:
         self.threads = threads
         self.flush_denormal = (torch.tensor(1e-39) * 1.0).item() == 0.0
 
-    def apply(self) -> None:
+    def apply(self, place: str) -> None:
         import torch
 
+        if place.startswith("cuda:"):  # else what names no GPU takes memory of the first one
+            torch.cuda.set_device(place)
         torch.set_flush_denormal(self.flush_denormal)
         torch.set_num_threads(self.threads)
 
@@ -148,7 +150,7 @@ def _serve(asked: connection.Connection, pickled: bytes) -> None:
             try:
                 if compute is None:
                     load, place, setup = pickle.loads(pickled)
-                    setup.apply()
+                    setup.apply(place)
                     compute = load(place)
                 answer = "done", compute(shard, lambda n: asked.send(("advance", n)))
             except (BrokenPipeError, ConnectionResetError):

@@ -173,7 +173,7 @@ class _Worker:
     """The actor."""
 
     def ready(self, load: Load, place: str, setup: Setup) -> None:
-        setup.apply()
+        setup.apply(place)
         self._load, self._place = load, place
         self._compute: Compute | None = None
 

@@ -123,11 +123,12 @@ def encode_by(
         bar = progress.add_task(label, total=int(lengths.sum()))
         advance = partial(progress.advance, bar)
         shards = in_shards(folder, parts, load, executor=executor, device=device, advance=advance)
+    dimension = np.load(shards[0], mmap_mode="r").shape[1]
     embeddings = np.lib.format.open_memmap(
-        folder / "embeddings.npy", "w+", np.float32, (len(tokens), shards[0].shape[1])
+        folder / "embeddings.npy", "w+", np.float32, (len(tokens), dimension)
     )
     for rows, shard in zip(parts, shards, strict=True):
-        embeddings[rows] = shard
+        embeddings[rows] = np.load(shard)
     embeddings.flush()
     remove_shards(folder)
 

@@ -109,10 +109,12 @@ def tokenize(
         advance = partial(progress.advance, progress.add_task("tokens", total=len(texts)))
         where: dict[str, Any] = {"executor": executor, "device": None, "advance": advance}
         shards = in_shards(folder, parts, _Tokenise(tokenizer, max_length), shard=prefixed, **where)
+    lengths = []
     with (folder / "ids.bin").open("wb") as stream:
-        for rows, shard in zip(parts, shards, strict=True):
+        for rows, file in zip(parts, shards, strict=True):
+            shard = np.load(file)
+            lengths.append(shard[: len(rows)].copy())
             shard[len(rows) :].tofile(stream)
-    lengths = [shard[: len(rows)] for rows, shard in zip(parts, shards, strict=True)]
     offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
     np.savez(folder / "index.npz", offsets=offsets, pad_id=tokenizer.pad_token_id)
     remove_shards(folder)
