@@ -97,7 +97,7 @@ class Ray:
         try:
             if host and port.isdigit():  # Ray itself tries for minutes
                 socket.create_connection((host, int(port)), _SECONDS).close()
-            ray.init(self.address, logging_level=logging.ERROR, log_to_driver=True)
+            ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise InputError(
@@ -176,9 +176,13 @@ class _Worker:
         setup.apply(place)
         self._load, self._place = load, place
         self._compute: Compute | None = None
+        self._said: list[str] = []  # warnings: an actor's log is a file of its node
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: self._said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("dense_retrieval").addHandler(handler)
 
-    def compute(self, shard: Any) -> tuple[Any, int]:
-        """The result, and how much work it was."""
+    def compute(self, shard: Any) -> tuple[Any, int, list[str]]:
+        """The result, how much work it was, and what was said of it."""
         done = 0
 
         def advance(n: int) -> None:
@@ -188,7 +192,9 @@ class _Worker:
         try:
             if self._compute is None:
                 self._compute = self._load(self._place)
-            return self._compute(shard, advance), done
+            result = self._compute(shard, advance)
+            said, self._said = self._said, []
+            return result, done, said
         except Exception as error:
             raise portable(error) from None
 
@@ -242,17 +248,19 @@ class _Actors:
                     continue
                 actor, number, shard = busy.pop(call)
                 try:
-                    result, work = ray.get(call)
+                    result, work, said = ray.get(call)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except (
                     ray.exceptions.RayError
-                ) as error:  # its process or its node has died, or what it gave was lost
+                ) as error:  # its process or node has died, or the result was lost
                     self._starting[self._ready(actor)] = actor
                     again.append((number, shard))
                     self._tries.again(number, f"was lost ({type(error).__name__})")
                     continue
                 self._idle.append(actor)
+                for line in said:
+                    log.warning("%s", line)
                 advance(work)
                 yield number, result
 
