@@ -1,5 +1,6 @@
 """Work for executors, which other processes import: nothing heavy is needed for it."""
 
+import logging
 import os
 import signal
 import time
@@ -50,6 +51,8 @@ class Squares:
                 raise InputError("a negative number")
             if (part > 100).any():
                 raise KeyError("large")
+            if (part == 7).any():
+                logging.getLogger("dense_retrieval.tests").warning("seven")
             return part**2
 
         return compute

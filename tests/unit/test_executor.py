@@ -15,6 +15,7 @@ from shards import Interrupted, Squares, Watched, watched_teacher
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.executor import HERE, Local, in_shards
 from dense_retrieval.memo import Memo
+from dense_retrieval.processes import Setup
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import Embedder, encode_by
@@ -137,6 +138,12 @@ def test_one_shard_is_computed_here(tmp_path):
     (file,) = in_shards(tmp_path, PARTS[:1], here, executor=Local(2))
     assert np.load(file).tolist() == [0, 1]
     assert here.processes() == [os.getpid()]
+
+
+def test_other_processes_take_small_numbers_for_zero_where_this_one_does():
+    for flush in (True, False):
+        torch.set_flush_denormal(flush)
+        assert Setup(1).flush_denormal == flush
 
 
 def test_the_places_of_a_machine(monkeypatch):
@@ -266,11 +273,12 @@ def ray_executor(cluster, tmp_path_factory):
     return Ray(cluster.address, shared=str(tmp_path_factory.mktemp("shared")))
 
 
-def test_a_cluster_says_what_is_wrong(ray_executor, tmp_path):
+def test_a_cluster_says_what_is_wrong(ray_executor, tmp_path, caplog):
     from dense_retrieval.ray_executor import Ray
 
     with pytest.raises(InputError, match="^a negative number$"):
-        in_shards(tmp_path, [*PARTS, np.array([-1])], Squares(), executor=ray_executor)
+        in_shards(tmp_path, [*PARTS, *PARTS, np.array([-1])], Squares(), executor=ray_executor)
+    assert "seven" in caplog.messages
     elsewhere = (
         f"does not see {tmp_path}/elsewhere; choose a folder that all nodes share, such as one on NFS$"
     )
