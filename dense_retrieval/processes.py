@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import signal
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from dense_retrieval.records import InputError
@@ -139,10 +141,9 @@ class _Process:
 
 
 def _serve(asked: connection.Connection, pickled: bytes) -> None:
-    """A process's life: it ends when the one that started it does."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the terminal sends it to all; the first process ends the others
+    """A process's life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first one ends the others
+    Thread(target=_end_with_parent, daemon=True).start()
     compute: Compute | None = None
     try:
         while True:
@@ -160,6 +161,14 @@ def _serve(asked: connection.Connection, pickled: bytes) -> None:
             asked.send(answer)
     except (EOFError, ConnectionError):
         pass
+
+
+def _end_with_parent() -> None:
+    """In the midst of a shard, too: whoever starts the work again wants the device."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def portable(error: Exception) -> Exception:

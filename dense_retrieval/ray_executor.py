@@ -28,8 +28,8 @@ class Ray:
     """Actors that hold the model, on all nodes: one a GPU, or on a cluster without GPUs about one a node.
 
     A shard whose actor or node dies is computed by another one; who died is started again where there is room. Inputs
-    are read from a folder that all nodes share, results come back through Ray's object store. Nodes of one kind give the
-    same bits: another kind of CPU or GPU may round otherwise.
+    are read from a folder that all nodes share, results come back through Ray's object store. Nodes of one kind give
+    the same bits: another kind of CPU or GPU may round otherwise.
 
     Args:
         address: ``host:port`` of the cluster's head, or auto: the one that this machine belongs to.

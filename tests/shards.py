@@ -3,11 +3,14 @@
 import logging
 import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dense_retrieval.records import InputError
 
@@ -88,3 +91,14 @@ def watched_teacher(path: str, watched: Watched):
     compute = replace(watched, load=lambda _: lambda call, _: score(*call[0], **call[1]))("cpu")
     teacher.score = lambda *pairs, **settings: compute((pairs, settings), None)  # type: ignore[method-assign]
     return teacher
+
+
+def driver(folder: Path) -> None:
+    """Two processes compute until they are ended."""
+    from dense_retrieval.executor import Local, in_shards
+
+    in_shards(folder, [np.arange(1)] * 4, Watched(Squares(), folder, seconds=600), executor=Local(2))
+
+
+if __name__ == "__main__":
+    driver(Path(sys.argv[1]))

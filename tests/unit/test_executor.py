@@ -3,11 +3,16 @@
 import contextlib
 import os
 import socket
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import shards
 import torch
 from conftest import WORDS
 from shards import Interrupted, Squares, Watched, watched_teacher
@@ -133,6 +138,23 @@ def test_what_was_computed_before_an_error_is_kept(tmp_path):
     np.testing.assert_array_equal([np.load(file) for file in found], [part**2 for part in parts])
 
 
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    with subprocess.Popen([sys.executable, shards.__file__, str(tmp_path)]) as process:
+        while len(begun := Watched(None, tmp_path).processes()) < 2 and process.poll() is None:
+            time.sleep(0.1)
+        process.kill()
+    assert len(begun) == 2
+    while any(map(runs, begun)):  # until the test's time is over, or they have ended
+        time.sleep(0.1)
+
+
+def runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_one_shard_is_computed_here(tmp_path):
     here = watched(tmp_path / "begun", Squares())
     (file,) = in_shards(tmp_path, PARTS[:1], here, executor=Local(2))
@@ -162,7 +184,7 @@ def test_the_places_of_a_machine(monkeypatch):
         Local("many").prepare("cpu")
 
 
-def test_search_in_parts_over_devices(tmp_path, monkeypatch):
+def test_search_in_parts(tmp_path, monkeypatch):
     """Ties, within a part and across, are ordered by row."""
     monkeypatch.setattr("dense_retrieval.candidates.dense._PASSAGES_AT_ONCE", 7)
     passages = RNG.integers(-2, 3, (40, 4)).astype(np.float32)
@@ -290,6 +312,21 @@ def test_a_cluster_says_what_is_wrong(ray_executor, tmp_path, caplog):
     with pytest.raises(InputError, match="^executor.devices=auto: the cluster has 0 GPUs; lower it$"):
         Ray(ray_executor.address, shared=ray_executor.shared).prepare("cuda")
     assert ray_executor.device("auto") == "cpu" and ray_executor.places(None) == ["cpu"] * 3
+
+
+def test_a_cluster_tokenises_and_searches_as_one_process(
+    ray_executor, encoder_folder, tokens_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dense_retrieval.student.tokens._TEXTS_A_SHARD", 10)
+    monkeypatch.setattr("dense_retrieval.candidates.dense._PASSAGES_AT_ONCE", 10)
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=64)
+    tokenize(TEXTS, student.tokenizer, 64, "", tmp_path, ray_executor)
+    assert (tmp_path / "ids.bin").read_bytes() == (tokens_folder / "ids.bin").read_bytes()
+    np.save(tmp_path / "embeddings.npy", RNG.integers(-2, 3, (60, 4)).astype(np.float32))
+    passages = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    alone, many = (search(passages[:7], passages, 60, executor=by) for by in (HERE, ray_executor))
+    np.testing.assert_array_equal(many.passages, alone.passages)
+    np.testing.assert_array_equal(many.scores, alone.scores)
 
 
 @pytest.fixture
