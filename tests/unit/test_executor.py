@@ -340,23 +340,28 @@ def losing_a_node(ray_executor, cluster):
     cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
 
 
+def lost(caplog) -> int:
+    """Shards that somebody was computing when the cluster lost him."""
+    return sum("was lost" in message for message in caplog.messages)
+
+
 def test_a_cluster_gives_the_embeddings_of_one_process_also_when_a_node_is_killed(
-    losing_a_node, embedder, tmp_path, small_shards
+    losing_a_node, embedder, tmp_path, small_shards, caplog
 ):
     alone = embed(one := watched(tmp_path / "a", embedder), tmp_path / "one")
     many = watched(tmp_path / "b", embedder, seconds=0.3)
     np.testing.assert_array_equal(embed(many, tmp_path / "many", losing_a_node), alone)
     assert len(set(many.processes())) > 1 and os.getpid() not in many.processes()
-    assert len(many.processes()) <= len(one.processes()) + 1  # the shard that it computed
+    assert len(many.processes()) <= len(one.processes()) + lost(caplog)
 
 
 def test_a_cluster_gives_the_scores_of_one_process_also_when_a_node_is_killed(
-    losing_a_node, teacher, watched_by, tmp_path, small_shards
+    losing_a_node, teacher, watched_by, tmp_path, small_shards, caplog
 ):
     alone, _ = scored(teacher, tmp_path / "one")
     many = watched(tmp_path / "b", seconds=0.3)
     found, new = scored(watched_by(many), tmp_path / "many", losing_a_node)
-    assert new == 120 and os.getpid() not in many.processes() and len(many.processes()) <= 8 + 1
+    assert new == 120 and os.getpid() not in many.processes() and len(many.processes()) <= 8 + lost(caplog)
     np.testing.assert_array_equal(found, alone)
 
 
