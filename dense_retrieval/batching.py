@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dense_retrieval.records import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def pack(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
@@ -47,3 +52,32 @@ def pad(sequences: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:
         ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a forward pass found no memory, on a GPU or on a CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(max_tokens: int, longest: int) -> int:
+    """Half of the padded tokens of a batch that did not fit in memory; said once, as it is done for all that follow.
+
+    Args:
+        longest: tokens of the batch's longest text.
+
+    Raises:
+        InputError: the batch was of one text.
+    """
+    import torch
+
+    if max_tokens < 2 * longest:
+        raise InputError(
+            f"a text of {longest} tokens alone does not fit in the memory; lower student.passage_length or "
+            "teacher.max_length, or choose precision=bf16-mixed or another device"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("out of memory in a forward pass of %d padded tokens: going on with half of them", max_tokens)
+    return max_tokens // 2

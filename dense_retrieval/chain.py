@@ -155,7 +155,8 @@ def ranked(
         embedded(c, part.corpus, "passages", weights, engine),
         part.corpus if c.data.drop_self_matches else None,
         tested if c.data.drop_self_matches else None,
-        device=hardware(c).device,
+        device=hardware(c).workers,
+        executor=hardware(c).executor,
     )
 
 
@@ -174,9 +175,10 @@ def reranked(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
         teachers=members,
         shares=shares,
         bf16=on.bf16,
-        device=on.device,
+        device=on.workers,
         max_tokens=on.max_tokens,
         memos=on.memos,
+        executor=on.executor,
     )
 
 

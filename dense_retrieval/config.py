@@ -14,7 +14,7 @@ from omegaconf import MISSING, OmegaConf
 
 from dense_retrieval import scale, sweep
 from dense_retrieval.records import InputError
-from dense_retrieval.schemas import corpora, encoders, generators
+from dense_retrieval.schemas import corpora, encoders, executors, generators
 from dense_retrieval.schemas.generators import LanguageModel
 from dense_retrieval.schemas.losses import Loss
 from dense_retrieval.schemas.scale import Scale
@@ -155,6 +155,7 @@ class Config:
     loss: Loss = MISSING
     trainer: Trainer = MISSING
     logger: Logger = MISSING
+    executor: Any = MISSING
     experiment: Any = None
     groups: Groups = field(default_factory=Groups)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -225,6 +226,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "loss": {"schema": Loss},
     "trainer": {"schema": Trainer},
     "logger": {"schema": Logger},
+    "executor": {"local_schema": executors.Local, "ray_schema": executors.Ray},
 }
 
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)

@@ -1,12 +1,10 @@
-"""Files: what is in them, in shards that survive a kill, and on the disk for sure."""
+"""Files: what is in them, and that they are on the disk for sure."""
 
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 
 def fingerprint(path: Path) -> str:
@@ -33,33 +31,6 @@ def sha256(file: Path, _modified: int) -> str:
     """Of a file's content; read once for each time of modification."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def in_shards(
-    folder: Path, parts: Iterable[np.ndarray], compute: Callable[[np.ndarray], np.ndarray]
-) -> list[np.ndarray]:
-    """``compute(part)`` of each part, each kept in ``folder`` as soon as it is there.
-
-    A second call, after a kill, computes only what is missing. The parts must be the same.
-    """
-    results = []
-    for number, part in enumerate(parts):
-        file = folder / f"shard-{number:05d}.npy"
-        if not file.exists():
-            unfinished = file.with_suffix(".tmp")
-            with unfinished.open("wb") as stream:
-                np.save(stream, compute(part))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(unfinished, file)
-        results.append(np.load(file, mmap_mode="r"))
-    return results
-
-
-def remove_shards(folder: Path) -> None:
-    """What :func:`in_shards` left, when it is of no more use."""
-    for file in folder.glob("shard-*.npy"):
-        file.unlink()
 
 
 def written_through(folder: Path) -> None:

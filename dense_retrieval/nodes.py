@@ -11,12 +11,13 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from dense_retrieval.checks import check
 from dense_retrieval.config import Config
 from dense_retrieval.errors import in_one_line
+from dense_retrieval.executor import Executor
 from dense_retrieval.files import fingerprint
 from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
@@ -162,6 +163,8 @@ class Hardware:
     bf16: bool
     max_tokens: Any  # int, padded tokens a forward pass: what fits a CPU's cache, what fills a GPU
     memos: Path  # folder of the answers and scores that are never computed twice
+    executor: Executor  # of work that splits
+    workers: Any  # its devices: cpu or cuda; str, not before a stage runs
 
 
 def hardware(c: Config) -> Hardware:
@@ -172,13 +175,19 @@ def hardware(c: Config) -> Hardware:
 
         return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
+    executor: Executor = instantiate(c.executor)
+
+    def workers() -> str:
+        return executor.device(wanted)
+
     def fills() -> int:
-        return 65_536 if device().startswith("cuda") else 2_048
+        return 65_536 if workers().startswith("cuda") else 2_048
 
     precision = c.precision
     if precision == "auto":
         precision = "bf16-mixed" if wanted != "cpu" and _gpu_has_bf16() else "32-true"
-    return Hardware(Later(device), precision, precision == "bf16-mixed", Later(fills), Path(c.cache_dir))
+    bf16, memos = precision == "bf16-mixed", Path(c.cache_dir)
+    return Hardware(Later(device), precision, bf16, Later(fills), memos, executor, Later(workers))
 
 
 def _gpu_has_bf16() -> bool:

@@ -169,6 +169,7 @@ def written(
         prompts=[asdict(prompt) for prompt in prompts_of(types)],
         backend=backend,
         memos=Path(c.cache_dir),
+        executor=hardware(c).executor,
         **plain(c.generator, only=_WHAT_IS_ASKED),
     )
 
@@ -200,6 +201,7 @@ def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
         length=lengths.get(of, c.evaluation.query_length),
         prefix=student.passage_prefix if of == "passages" else student.query_prefix,
         trust_remote_code=student.trust_remote_code,
+        executor=hardware(c).executor,
     )
 
 
@@ -218,7 +220,8 @@ def embedded(
         # bfloat16 is how a file is read
         file = exported(weights, passages, student=student, engine=engine.removesuffix("_bf16"))
     bf16 = on.bf16 or engine == "openvino_bf16"
-    where: dict[str, Any] = {"bf16": bf16, "device": on.device, "max_tokens": on.max_tokens}
+    where: dict[str, Any] = {"bf16": bf16, "device": on.workers, "max_tokens": on.max_tokens}
+    where |= {"executor": on.executor}
     return embeddings(tokenized(c, texts, of), weights, file, student=student, **where)
 
 
@@ -260,7 +263,8 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
         fusion_k=r.fusion_k,
         source_top_k=c.groups.source_top_k,
         list_size=c.groups.list_size,
-        device=on.device,
+        device=on.workers,
+        executor=on.executor,
     )
     members, weights, shares = teachers(c)
     scored = scores(
@@ -273,9 +277,10 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
         shares=shares,
         scored_before=c.groups.scored_before,
         bf16=on.bf16,
-        device=on.device,
+        device=on.workers,
         max_tokens=on.max_tokens,
         memos=on.memos,
+        executor=on.executor,
     )
     kept = plain(c.groups, "source_top_k")
     before = earlier.groups if earlier else None

@@ -24,7 +24,7 @@ from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
-from dense_retrieval.nodes import asked_devices, engine_of
+from dense_retrieval.nodes import asked_devices, engine_of, hardware
 from dense_retrieval.pipeline import Labels, Part, tokenized
 from dense_retrieval.records import CandidateList, InputError, Qrels, TestSet, read_column
 from dense_retrieval.stage import Step, reachable
@@ -72,6 +72,7 @@ def _run(config: Config) -> float:
     chain = describe(config, tracker.log)
     if not all(map(store.has, chain.steps)):
         flush_denormal()
+        hardware(config).executor.prepare(config.device)
 
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))

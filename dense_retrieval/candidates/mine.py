@@ -10,6 +10,7 @@ import numpy as np
 
 from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.candidates.dense import search
+from dense_retrieval.executor import HERE, Executor
 from dense_retrieval.records import CandidateList
 from dense_retrieval.stage import Counts, Folder, stage
 
@@ -27,7 +28,7 @@ def load_candidates(folder: Path) -> CandidateList:
 @stage(
     load_candidates,
     version=2,
-    speed=("device",),
+    speed=("device", "executor"),
     forecast=lambda queries, list_size, **_: {
         "queries": queries["queries"],
         "pairs": queries["queries"] * list_size,
@@ -47,6 +48,7 @@ def candidates(
     source_top_k: int,
     list_size: int,
     device: str,
+    executor: Executor = HERE,
 ) -> Counts:
     """The training queries' candidates; an empty list where the source is not near the top.
 
@@ -60,7 +62,7 @@ def candidates(
     if bm25:
         lists.append(bm25.load().search(asked["text"], k))
     if query_embeddings and passage_embeddings:
-        lists.append(search(query_embeddings.load(), passage_embeddings.load(), k, device=device))
+        lists.append(search(query_embeddings.load(), passage_embeddings.load(), k, device, executor))
     found = fusion.reciprocal_rank(lists, fusion_k) if len(lists) > 1 else lists[0]
     found = filters.drop_passages(found, np.concatenate([rows.load() for rows in untrained.values()]))
     source = np.array(asked["source"])

@@ -30,6 +30,7 @@ _ELSEWHERE = (
     "cache_dir",
     "scale.",
     "data.known.",
+    "executor.",
     "logger.",
     "plan",
     "seeds",

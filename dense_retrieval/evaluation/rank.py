@@ -11,6 +11,7 @@ import numpy as np
 from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.evaluation.evaluate import DEPTH
+from dense_retrieval.executor import HERE, Executor
 from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher.scores import Texts, score
@@ -53,7 +54,7 @@ def bm25_ranking(
     load_ranking,
     name="ranking",
     version=2,
-    speed=("device",),
+    speed=("device", "executor"),
     forecast=lambda query_embeddings, **_: {"queries": query_embeddings["texts"]},
 )
 def student_ranking(
@@ -66,13 +67,14 @@ def student_ranking(
     *,
     device: str,
     k: int = RANKED,
+    executor: Executor = HERE,
 ) -> Counts:
     """The ranking by inner product of embeddings.
 
     Args:
         corpus, tested: given where no query finds the passage that has its id.
     """
-    found = search(query_embeddings.load(), passage_embeddings.load(), k, device=device)
+    found = search(query_embeddings.load(), passage_embeddings.load(), k, device, executor)
     if corpus and tested:
         ids = tested.load().queries["id"], corpus.load().passages["id"]
         found = filters.drop_self_matches(found, *ids)
@@ -103,7 +105,7 @@ def _pairs(tested: Counted, k: int, n: int | None, **_: Any) -> dict[str, float]
     return {"scored": pairs, "pairs": pairs}
 
 
-@stage(load_ranking, version=2, speed=("device", "max_tokens", "memos"), forecast=_pairs)
+@stage(load_ranking, version=2, speed=("device", "max_tokens", "memos", "executor"), forecast=_pairs)
 def teacher_ranking(
     folder: Path,
     ranking: Folder[CandidateList],
@@ -123,6 +125,7 @@ def teacher_ranking(
     max_tokens: int,
     memos: Path,
     shares: list[float] | None = None,
+    executor: Executor = HERE,
 ) -> Counts:
     """The teacher's order of the untuned student's best ``k`` passages, then the student's order.
 
@@ -143,7 +146,8 @@ def teacher_ranking(
     )
     top = CandidateList(found.passages[:, :k], found.scores[:, :k])
     where: dict[str, Any] = {"bf16": bf16, "device": device, "max_tokens": max_tokens, "memos": memos}
-    scored, new = score(top, texts, teachers, weights, shares, label="teacher reranking", **where)
+    where |= {"label": "teacher reranking", "executor": executor}
+    scored, new = score(top, texts, teachers, weights, shares, **where)
     ranked = scored.ranked()
     least = np.where(np.isfinite(ranked.scores), ranked.scores, np.inf).min(1, keepdims=True)
     # What it did not see stands below what it did, in the student's order.

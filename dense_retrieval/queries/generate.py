@@ -107,7 +107,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
                     said = seconds
                     log.info("%d of %d queries: %s", n, len(missing), speed)
             if n == trial < len(missing):
-                rest = (time.perf_counter() - start) / n * (len(missing) - n)
+                rest = (time.perf_counter() - start) / n * (len(missing) - n) / getattr(backend, "devices", 1)
                 log.info(
                     "%d queries took %.0f s; the other %d about %s", n, seconds, len(missing) - n, _span(rest)
                 )

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 
+from dense_retrieval.executor import HERE, Executor
 from dense_retrieval.memo import Memo, memo_path, move
 from dense_retrieval.queries.draw import passages as draw_passages
 from dense_retrieval.queries.files import load_raw
 from dense_retrieval.queries.generate import generate, requests
 from dense_retrieval.queries.prompts import Prompt
+from dense_retrieval.queries.split import dealt_out
 from dense_retrieval.records import RAW_QUERIES, Corpus, table, write_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
@@ -69,6 +70,7 @@ _SPEED = (
     "max_tokens_a_batch",
     "gpus",
     "gpu_memory",
+    "executor",
 )
 
 
@@ -89,6 +91,7 @@ def write(
     seed: int,
     backend: dict[str, Any],
     memos: Path,
+    executor: Executor = HERE,
 ) -> Counts:
     """One query of each type for each passage, as the language model wrote them.
 
@@ -115,8 +118,8 @@ def write(
     else:
         rows = np.array([row for row in heldout.load() if texts[int(row)].strip()], dtype=np.int64)
     shown = [texts[int(row)][:passage_characters].strip() for row in rows]
-    with Memo(answers_path(memos, backend, model)) as memo:
-        answers = generate(instantiate(backend), memo, requests(shown, asked, passage_first, seed))
+    with Memo(answers_path(memos, backend, model)) as memo, dealt_out(backend, model, executor) as writer:
+        answers = generate(writer, memo, requests(shown, asked, passage_first, seed))
     gc.collect()  # the language model's memory is needed
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

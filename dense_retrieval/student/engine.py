@@ -110,14 +110,18 @@ def _by_openvino(file: Path, bf16: bool) -> Forward:
 
     def forward(batches: Iterable[Inputs]) -> Iterator[np.ndarray]:
         free, busy = deque(requests), deque[tuple[Any, Inputs]]()
-        for batch in batches:
-            if not free:
+        try:
+            for batch in batches:
+                if not free:
+                    yield finish(free, busy)
+                request = free.popleft()
+                request.start_async({k: v.numpy() for k, v in batch.items()}, share_inputs=True)
+                busy.append((request, batch))  # whose memory the request reads
+            while busy:
                 yield finish(free, busy)
-            request = free.popleft()
-            request.start_async({k: v.numpy() for k, v in batch.items()}, share_inputs=True)
-            busy.append((request, batch))  # whose memory the request reads
-        while busy:
-            yield finish(free, busy)
+        finally:  # of a generator that is left before its end: the memory must not go before they have read it
+            for request, _ in busy:
+                request.wait()
 
     def finish(free: deque[Any], busy: deque[tuple[Any, Inputs]]) -> np.ndarray:
         request, _ = busy.popleft()

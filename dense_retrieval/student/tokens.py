@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.progress import Progress
 
-from dense_retrieval.files import in_shards, remove_shards
+from dense_retrieval.executor import HERE, Advance, Compute, Executor, even, in_shards, remove_shards
 from dense_retrieval.hub import load_tokenizer, read_json, transformer_folder
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
@@ -66,7 +68,33 @@ class Tokens:
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
-def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, folder: Path) -> dict[str, int]:
+@dataclass(frozen=True)
+class _Tokenise:
+    """From texts to the number of tokens of each, and after them all their ids, int32."""
+
+    tokenizer: Any
+    max_length: int
+
+    def __call__(self, device: str) -> Compute:
+        def lengths_and_ids(texts: list[str], advance: Advance) -> np.ndarray:
+            # Of a fast tokenizer all cores work here; what is not asked for need not be made into Python's lists.
+            encoded = self.tokenizer(
+                texts,
+                truncation=True,
+                max_length=self.max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            ids = [np.array(of_text, dtype=np.int32) for of_text in encoded["input_ids"]]
+            advance(len(texts))
+            return np.concatenate([np.array([len(i) for i in ids], dtype=np.int32), *ids])
+
+        return lengths_and_ids
+
+
+def tokenize(
+    texts: Sequence[str], tokenizer, max_length: int, prefix: str, folder: Path, executor: Executor = HERE
+) -> dict[str, int]:
     """Write the :class:`Tokens` of ``prefix + text``, cut at ``max_length`` tokens, into ``folder``.
 
     A second call on the same folder, after a kill, goes on where the first one stopped.
@@ -74,30 +102,21 @@ def tokenize(texts: Sequence[str], tokenizer, max_length: int, prefix: str, fold
     Returns:
         Counts of texts and of tokens, special ones included.
     """
-    parts = np.array_split(np.arange(len(texts)), range(_TEXTS_A_SHARD, len(texts), _TEXTS_A_SHARD))
-    parts = [rows for rows in parts if len(rows)]
+
+    def prefixed(rows: np.ndarray) -> list[str]:
+        return [prefix + text for text in texts[int(rows[0]) : int(rows[-1]) + 1]]
+
+    parts = [rows for rows in even(len(texts), _TEXTS_A_SHARD) if len(rows)]
     with Progress(transient=True) as progress:
-        bar = progress.add_task("tokens", total=len(texts))
-
-        def lengths_and_ids(rows: np.ndarray) -> np.ndarray:
-            prefixed = [prefix + text for text in texts[int(rows[0]) : int(rows[-1]) + 1]]
-            # Of a fast tokenizer all cores work here; what is not asked for need not be made into Python's lists.
-            encoded = tokenizer(
-                prefixed,
-                truncation=True,
-                max_length=max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
-            ids = [np.array(of_text, dtype=np.int32) for of_text in encoded["input_ids"]]
-            progress.advance(bar, len(rows))
-            return np.concatenate([np.array([len(i) for i in ids], dtype=np.int32), *ids])
-
-        shards = in_shards(folder, parts, lengths_and_ids)
+        advance = partial(progress.advance, progress.add_task("tokens", total=len(texts)))
+        where: dict[str, Any] = {"executor": executor, "device": None, "advance": advance}
+        shards = in_shards(folder, parts, _Tokenise(tokenizer, max_length), shard=prefixed, **where)
+    lengths = []
     with (folder / "ids.bin").open("wb") as stream:
-        for rows, shard in zip(parts, shards, strict=True):
+        for rows, file in zip(parts, shards, strict=True):
+            shard = np.load(file)
+            lengths.append(shard[: len(rows)].copy())
             shard[len(rows) :].tofile(stream)
-    lengths = [shard[: len(rows)] for rows, shard in zip(parts, shards, strict=True)]
     offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
     np.savez(folder / "index.npz", offsets=offsets, pad_id=tokenizer.pad_token_id)
     remove_shards(folder)
@@ -165,7 +184,7 @@ def _about(texts: Counted, of: str, length: int | str | None, **_: Any) -> dict[
     return {"texts": n, "tokens": total, "bytes": 4 * total + 8 * n}
 
 
-@stage(Tokens.load, version=2, forecast=_about)
+@stage(Tokens.load, version=2, speed=("executor",), forecast=_about)
 def tokens(
     folder: Path,
     texts: Folder[Any],
@@ -176,6 +195,7 @@ def tokens(
     length: int | str | None,
     prefix: str,
     trust_remote_code: bool = False,
+    executor: Executor = HERE,
 ) -> Counts:
     """Token ids of the "passages" or the "queries" of another stage.
 
@@ -198,10 +218,10 @@ def tokens(
     table = read_table(texts.path / f"{of}.arrow")
     all_texts, most = table["text"], longest(positions, used)
     if of != "passages":
-        return tokenize(all_texts, used, most if length is None else int(length), prefix, folder)
+        return tokenize(all_texts, used, most if length is None else int(length), prefix, folder, executor)
     whole = sampled_lengths(all_texts, used, prefix)
     found = whole_for_most(whole, most) if length == "auto" else most if length is None else int(length)
-    return tokenize(all_texts, used, found, prefix, folder) | shares_cut(whole, found)
+    return tokenize(all_texts, used, found, prefix, folder, executor) | shares_cut(whole, found)
 
 
 @stage(Tokens.load, version=2, forecast=lambda parts: {"texts": sum(part["texts"] for part in parts)})

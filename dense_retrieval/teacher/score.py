@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import numpy as np
 from rich.progress import Progress
 
-from dense_retrieval.batching import pack
+from dense_retrieval.batching import halved, out_of_memory, pack
+from dense_retrieval.executor import HERE, Advance, Compute, Executor, even
 from dense_retrieval.memo import Memo, key
 from dense_retrieval.records import CandidateList, InputError
 
@@ -19,13 +23,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PAIRS_AT_ONCE = 2048  # what a kill can cost
+_PAIRS_AT_ONCE = 2048  # a shard: what a kill can cost
+
+Pairs: TypeAlias = tuple[list[str], list[str]]  # N queries, N passages
 
 
 class Teacher(Protocol):
     """A frozen cross-encoder."""
 
     def parameters(self) -> Iterator[Tensor]: ...
+
+    def to(self, device: str) -> Self: ...
 
     def score(self, queries: Sequence[str], passages: Sequence[str], max_tokens: int) -> np.ndarray:
         """Scores ``(N,)`` float32 of N (query, passage) pairs, higher is more relevant."""
@@ -52,6 +60,45 @@ def score_batches(
     return scores
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Scores pairs of texts, wherever it is loaded.
+
+    Args:
+        reads: files of the teacher.
+    """
+
+    load_teacher: Callable[[], Teacher]
+    bf16: bool
+    max_tokens: int
+    reads: Sequence[Path] = ()
+
+    def __call__(self, device: str) -> Compute:
+        import torch
+
+        teacher, max_tokens = self.load_teacher().to(device), self.max_tokens
+
+        def scored(pairs: Pairs) -> np.ndarray | None:
+            on = torch.device(device).type
+            try:
+                with torch.autocast(on, torch.bfloat16) if self.bf16 else nullcontext():
+                    return teacher.score(*pairs, max_tokens=max_tokens)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            return None
+
+        def compute(pairs: Pairs, advance: Advance) -> np.ndarray:
+            nonlocal max_tokens
+            # The longest pairs come first: little is lost of a shard that does not fit.
+            while (values := scored(pairs)) is None:
+                max_tokens = halved(max_tokens, 1)
+            advance(len(values))
+            return values
+
+        return compute
+
+
 def score_candidates(
     load_teacher: Callable[[], Teacher],
     candidates: CandidateList,
@@ -62,6 +109,9 @@ def score_candidates(
     max_tokens: int = 4096,
     bf16: bool = False,
     label: str = "teacher scores",
+    executor: Executor = HERE,
+    device: str = "cpu",
+    reads: Sequence[Path] = (),
 ) -> tuple[CandidateList, int]:
     """The candidates with the teacher's scores, in the retriever's order; and how many pairs were scored anew.
 
@@ -69,19 +119,18 @@ def score_candidates(
     length, all queries' together, so that little is padding, and put into the memo as they come.
 
     Args:
-        load_teacher: called if there is a pair to score.
+        load_teacher: called if there is a pair to score; with several devices, on each.
         candidates: ``(Q, K)``, -1 = padding, which is not scored.
         queries: Q texts.
         passages: texts that the candidates are rows of.
         memo: of this teacher's scores, open.
         max_tokens: padded tokens a forward pass.
         bf16: compute under bfloat16 autocast.
+        reads: files of the teacher.
 
     Raises:
         InputError: the teacher gave a score that is not a finite number.
     """
-    import torch
-
     query, position = np.nonzero(candidates.passages >= 0)
     query_texts = [queries[int(q)] for q in query]
     used, inverse = np.unique(candidates.passages[query, position], return_inverse=True)
@@ -96,20 +145,21 @@ def score_candidates(
         log.info("%s: %d of %d pairs are there", label, len(keys) - len(missing), len(keys))
     if not len(missing):
         return _filled(candidates, query, position, [known[k] for k in keys]), 0
-    teacher = load_teacher()
-    device = next(teacher.parameters()).device.type
-    autocast = torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
-    with Progress(transient=True) as progress, autocast:
+
+    def pairs_of(part: np.ndarray) -> Pairs:
+        return [query_texts[i] for i in part], [passage_texts[i] for i in part]
+
+    parts = even(len(missing), _PAIRS_AT_ONCE)
+    shards = ((n, pairs_of(missing[part])) for n, part in enumerate(parts))
+    load = Scorer(load_teacher, bf16, max_tokens, reads)
+    with Progress(transient=True) as progress, executor.workers(load, device) as computed:
         bar = progress.add_task(label, total=len(missing))
-        for start in range(0, len(missing), _PAIRS_AT_ONCE):
-            part = missing[start : start + _PAIRS_AT_ONCE]
-            pair = [query_texts[i] for i in part], [passage_texts[i] for i in part]
-            values = teacher.score(*pair, max_tokens=max_tokens)
-            _require_finite(values, *pair)
+        for number, values in computed(shards, partial(progress.advance, bar)):
+            part = missing[parts[number]]
+            _require_finite(values, *pairs_of(part))
             new = {keys[i]: float(value) for i, value in zip(part, values, strict=True)}
             memo.put(new.items())
             known |= new
-            progress.advance(bar, len(part))
     return _filled(candidates, query, position, [known[k] for k in keys]), len(missing)
 
 

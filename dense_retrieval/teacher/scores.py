@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.utils import instantiate
 
+from dense_retrieval.executor import HERE, Executor
 from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, Corpus
-from dense_retrieval.stage import Counted, Counts, Folder, stage
+from dense_retrieval.stage import Counted, Counts, Folder, Outside, stage
 from dense_retrieval.teacher import ensemble
-from dense_retrieval.teacher.score import Teacher, score_candidates
+from dense_retrieval.teacher.score import score_candidates
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,6 +60,7 @@ def score(
     max_tokens: int,
     memos: Path,
     label: str,
+    executor: Executor = HERE,
 ) -> tuple[CandidateList, int]:
     """The candidates ``(Q, K)`` with the teacher's scores, and how many pairs a cross-encoder scored anew.
 
@@ -77,12 +80,12 @@ def score(
             lists.append(texts.bm25.score(texts.queries, found))
         else:
             own = {name: weights[f"{name} {number}"] for name in _FILES if f"{name} {number}" in weights}
-
-            def load(teacher: Any = teacher, own: Any = own) -> Teacher:
-                return load_teacher(teacher, own, device)
-
+            files = {name: Outside(folder.path.absolute()) for name, folder in own.items()}
+            load: Any = partial(load_teacher, teacher, files, "cpu")
+            reads = [folder.path for folder in files.values()]
             with Memo(scores_path(memos, teacher, own, bf16)) as memo:
                 settings: dict[str, Any] = {"max_tokens": max_tokens, "bf16": bf16, "label": label}
+                settings |= {"executor": executor, "device": device, "reads": reads}
                 scored, computed = score_candidates(
                     load, found, texts.queries, texts.passages, memo, **settings
                 )
@@ -128,7 +131,7 @@ def _pairs(candidates: Counted, queries: Counted, scored_before: int | None, **_
     return {"scored": first * each, "pairs": first * each}
 
 
-@stage(load_scores, version=2, speed=("device", "max_tokens", "memos"), forecast=_pairs)
+@stage(load_scores, version=2, speed=("device", "max_tokens", "memos", "executor"), forecast=_pairs)
 def scores(
     folder: Path,
     candidates: Folder[CandidateList],
@@ -147,6 +150,7 @@ def scores(
     memos: Path,
     shares: list[float] | None = None,
     scored_before: int | None = None,
+    executor: Executor = HERE,
 ) -> Counts:
     """The teacher's scores of the candidates.
 
@@ -167,6 +171,7 @@ def scores(
         passage_embeddings.load() if passage_embeddings else None,
     )
     where: dict[str, Any] = {"bf16": bf16, "device": device, "max_tokens": max_tokens, "memos": memos}
-    scored, new = score(found, texts, teachers, weights, shares, label="teacher scores", **where)
+    where |= {"label": "teacher scores", "executor": executor}
+    scored, new = score(found, texts, teachers, weights, shares, **where)
     scored.save(folder / "scores.npz")
     return {"scored": new, "pairs": int((found.passages >= 0).sum())}

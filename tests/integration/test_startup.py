@@ -18,6 +18,7 @@ HEAVY = {
         "bm25s",
         "rank_bm25",
         "numba",
+        "ray",
     ),
     *("wandb", "altair", "vl_convert", "jinja2", "huggingface_hub", "requests", "matplotlib", "sklearn"),
 }

@@ -5,6 +5,7 @@ import gc
 import logging
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ for forward in ("first", "second"):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "heard\nheard\n"), done.stderr
+
+
+def test_a_batch_stays_in_memory_until_openvino_has_read_it(encoder_folder, tokens, tmp_path, monkeypatch):
+    """Also where the embeddings are left half read."""
+    openvino = pytest.importorskip("openvino")
+    student = BiEncoder.load(str(encoder_folder), pooling="cls", passage_length=64)
+    export_to("openvino", student, tmp_path, tokens)
+    begun, waited = [], []
+    start, wait = openvino.InferRequest.start_async, openvino.InferRequest.wait
+    monkeypatch.setattr(
+        openvino.InferRequest, "start_async", lambda self, *a, **k: begun.append(self) or start(self, *a, **k)
+    )
+    monkeypatch.setattr(openvino.InferRequest, "wait", lambda self: waited.append(self) or wait(self))
+    embedded = engine.by_file(tmp_path)(tokens.batch(np.array([row])) for row in range(60))
+    next(embedded)
+    embedded.close()
+    assert 1 <= len(begun) < 60 and Counter(map(id, waited)) == Counter(map(id, begun))
 
 
 def test_a_model_that_cannot_be_traced_is_refused(encoder_folder, tmp_path):

@@ -10,6 +10,7 @@ from dense_retrieval import nodes
 from dense_retrieval.config import Config, Trainer
 from dense_retrieval.nodes import hardware, settings, sources, token_limits
 from dense_retrieval.records import InputError
+from dense_retrieval.schemas.executors import Local
 
 
 @dataclass
@@ -34,9 +35,8 @@ def test_what_differs_from_the_schema_s_default_is_keyed():
 
 
 def config(**trainer):
-    return OmegaConf.merge(
-        OmegaConf.structured(Config), {"trainer": OmegaConf.structured(Trainer(**trainer))}
-    )
+    groups = {"trainer": OmegaConf.structured(Trainer(**trainer)), "executor": OmegaConf.structured(Local)}
+    return OmegaConf.merge(OmegaConf.structured(Config), groups)
 
 
 def test_auto_is_float32_but_on_a_gpu_that_has_bfloat16(monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dense_retrieval.files import fingerprint, in_shards
+from dense_retrieval.executor import in_shards
+from dense_retrieval.files import fingerprint
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import SPEED, Counts, Folder, Outside, Settings, Step, stage
 from dense_retrieval.store import FORMAT, Store, damage
@@ -328,7 +329,7 @@ def test_what_a_dead_process_held_is_taken_over(tmp_path):
 def test_shards_are_computed_once(tmp_path):
     calls = []
 
-    def square(part: np.ndarray) -> np.ndarray:
+    def square(part: np.ndarray, advance) -> np.ndarray:
         calls.append(part.tolist())
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -336,8 +337,8 @@ def test_shards_are_computed_once(tmp_path):
 
     parts = [np.array([1, 2]), np.array([3]), np.array([4, 5])]
     with pytest.raises(KeyboardInterrupt):
-        in_shards(tmp_path, parts, square)
-    result = np.concatenate(in_shards(tmp_path, parts, square))
+        in_shards(tmp_path, parts, lambda device: square)
+    result = np.concatenate([np.load(file) for file in in_shards(tmp_path, parts, lambda device: square)])
     assert result.tolist() == [1, 4, 9, 16, 25]
     assert calls == [[1, 2], [3], [3], [4, 5]]
 

@@ -19,14 +19,18 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from dense_retrieval.executor import Local
+from dense_retrieval.memo import Memo
 from dense_retrieval.queries.backends import transformers as backend
 from dense_retrieval.queries.backends.llama_cpp import LlamaCpp
 from dense_retrieval.queries.backends.openai import OpenAI
 from dense_retrieval.queries.backends.sampling import Sampling
 from dense_retrieval.queries.backends.transformers import GumbelNoise, Transformers
 from dense_retrieval.queries.backends.vllm import VLLM
-from dense_retrieval.queries.generate import Completion, Request
+from dense_retrieval.queries.generate import Completion, Request, generate
+from dense_retrieval.queries.split import Split, dealt_out
 from dense_retrieval.records import InputError
+from dense_retrieval.stage import Outside
 
 TEXTS = [
     "the cell is in the ocean",
@@ -303,3 +307,19 @@ def test_without_vllm_the_remedy_is_named(causal_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match="pip install vllm"):
         list(VLLM(str(causal_folder)).complete(REQUESTS))
+
+
+def test_batches_dealt_out_to_processes_are_answered_as_by_one(causal_folder, tmp_path):
+    settings = {"path": str(causal_folder), "max_tokens": 12, "max_tokens_a_batch": 60, "device": "cpu"}
+    settings["_target_"] = "dense_retrieval.queries.backends.transformers.Transformers"
+    alone = Transformers(**{name: value for name, value in settings.items() if name != "_target_"})
+    asked = [*REQUESTS, Request(" ".join(["star"] * 99), 0, 0)]  # the last one does not fit
+    expected = sorted(alone.complete(asked), key=lambda item: item[0])
+    model = Outside(causal_folder)
+    for n in (1, 2):
+        with dealt_out(settings, model, Local(n)) as writer, Memo(tmp_path / f"{n}") as memo:
+            assert sorted(writer.complete(asked), key=lambda item: item[0]) == expected
+            assert generate(writer, memo, asked) == [completion for _, completion in expected]
+            assert len(alone.batches(asked)) > 4 and writer.devices == n
+    with dealt_out({"_target_": "conftest.tiny_tokenizer"}, model, Local(2)) as other:
+        assert not isinstance(other, Split)

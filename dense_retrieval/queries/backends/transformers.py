@@ -88,9 +88,12 @@ class Transformers(Backend):
         return load_tokenizer(self.files, f"generator.path={self.path}", self.trust_remote_code)
 
     @cached_property
+    def _config(self) -> Any:
+        return load_config(self.files, f"generator.path={self.path}", self.trust_remote_code)
+
+    @cached_property
     def _model(self) -> Any:
-        named, trust = f"generator.path={self.path}", self.trust_remote_code
-        config = load_config(self.files, named, trust)
+        named, trust, config = f"generator.path={self.path}", self.trust_remote_code, self._config
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = load_model(auto, self.files, named, trust_remote_code=trust, dtype=self.dtype)
         tokenizer, own = self._tokenizer, model.generation_config
@@ -120,8 +123,7 @@ class Transformers(Backend):
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """See :class:`~dense_retrieval.queries.generate.Backend`."""
-        chat = not self._model.config.is_encoder_decoder
-        prompts = [prompt_ids(self._tokenizer, request.text, chat) for request in requests]
+        prompts = self._prompts(requests)
         lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         for position in np.flatnonzero(lengths > self._room):
             yield int(position), Completion("", "context", 0, 0)
@@ -130,6 +132,15 @@ class Transformers(Backend):
             rows = fitting[batch].tolist()
             answers = self._answers([prompts[row] for row in rows], [requests[row].seed for row in rows])
             yield from zip(rows, answers, strict=True)
+
+    def batches(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        """Positions of the requests that :meth:`complete` takes together, if all fit; without loading the model."""
+        lengths = np.array([len(prompt) for prompt in self._prompts(requests)], dtype=np.int64)
+        return pack(lengths + self.sampling.max_tokens, self.max_tokens_a_batch)
+
+    def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
+        chat = not self._config.is_encoder_decoder
+        return [prompt_ids(self._tokenizer, request.text, chat) for request in requests]
 
     @torch.inference_mode()
     def _answers(self, prompts: list[list[int]], seeds: list[int]) -> list[Completion]:
