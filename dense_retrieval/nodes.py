@@ -229,4 +229,4 @@ def engine_of(c: Config) -> str:
 
 def student_settings(c: Config, *unkeyed: str) -> Settings:
     """The arguments of the student, but for its weights."""
-    return settings(c.student, "path", "revision", "engine", unkeyed=unkeyed)
+    return settings(c.student, "path", "revision", "engine", "float16_from", unkeyed=unkeyed)

@@ -31,8 +31,9 @@ def encode(
     max_tokens: int = 4096,
     label: str = "encoding",
     forward: Forward | None = None,
+    float16: bool = False,
 ) -> None:
-    """Write ``folder/embeddings.npy`` ``(N, D)`` float32: one embedding a text, of length 1.
+    """Write ``folder/embeddings.npy`` ``(N, D)``: one embedding a text, of length 1.
 
     Texts are sorted by length, so that little is padding, and embedded in shards that survive a
     kill: a second call on the same folder goes on where the first one stopped.
@@ -41,6 +42,7 @@ def encode(
         bf16: compute under bfloat16 autocast.
         max_tokens: padded tokens a forward pass.
         forward: the model by another engine than torch.
+        float16: written in float16, which takes half the room, instead of float32.
     """
     computed = forward or by_torch(model, device, bf16)
     lengths = tokens.lengths
@@ -61,7 +63,10 @@ def encode(
 
         shards = in_shards(folder, parts, embed)
     embeddings = np.lib.format.open_memmap(
-        folder / "embeddings.npy", "w+", np.float32, (len(tokens), model.dimension)
+        folder / "embeddings.npy",
+        "w+",
+        np.float16 if float16 else np.float32,
+        (len(tokens), model.dimension),
     )
     for rows, shard in zip(parts, shards, strict=True):
         embeddings[rows] = shard
@@ -70,7 +75,7 @@ def encode(
 
 
 def load_embeddings(folder: Path) -> np.ndarray:
-    """``(N, D)`` float32, memory-mapped."""
+    """``(N, D)`` float32 or, of many texts, float16, memory-mapped."""
     return np.load(folder / "embeddings.npy", mmap_mode="r")
 
 
@@ -91,16 +96,19 @@ def embeddings(
     bf16: bool,
     device: str,
     max_tokens: int,
+    float16_from: int | None = 1_000_000,
 ) -> Counts:
     """An embedding of each text.
 
     Args:
         engine: the student as :func:`~dense_retrieval.student.export_engine.exported`; None is by torch.
         student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
+        float16_from: so many texts or more are kept in float16; None is never.
     """
     model = instantiate(student, path=str(weights.path))
     texts = tokens.load()
     forward = by_file(engine.path, bf16) if engine else None
     where: dict[str, Any] = {"device": device, "bf16": bf16, "max_tokens": max_tokens}
-    encode(model, texts, folder, forward=forward, label="embeddings", **where)
+    float16 = float16_from is not None and len(texts) >= float16_from
+    encode(model, texts, folder, forward=forward, label="embeddings", float16=float16, **where)
     return {"tokens": int(texts.offsets[-1]), "texts": len(texts)}
