@@ -126,9 +126,8 @@ def approximate(index: Any, queries: np.ndarray, k: int, probed: int | None = No
 
     how: Any
     if isinstance(index, faiss.IndexIVF):
-        how = faiss.SearchParametersIVF(
-            nprobe=probed or min(index.nlist, max(8, index.nlist // _CELLS_PROBED))
-        )
+        how = faiss.SearchParametersIVF()
+        how.nprobe = probed or min(index.nlist, max(8, index.nlist // _CELLS_PROBED))
     else:
         how = faiss.SearchParametersHNSW()  # type: ignore[attr-defined]
         how.efSearch = max(_SEARCH_WIDTH, 2 * k)
