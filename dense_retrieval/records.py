@@ -92,12 +92,27 @@ def read_table(path: Path) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def read_column(path: Path, name: str) -> list[Any]:
-    """One column of a table, read by pyarrow alone, which is imported sooner than datasets."""
-    import pyarrow
+class Column(Sequence[Any]):
+    """One column of a table on disk, memory-mapped.
 
-    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
-        return stream.read_all()[name].to_pylist()
+    It is read by pyarrow alone, which is imported sooner than datasets.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        import pyarrow
+
+        with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
+            self._values = stream.read_all()[name]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for chunk in self._values.chunks for value in chunk.to_pylist())
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._values[index]
+        return found.to_pylist() if isinstance(index, slice) else found.as_py()
 
 
 class _Arrays:

@@ -24,7 +24,7 @@ from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.nodes import engine_of
 from dense_retrieval.pipeline import Labels, Part
-from dense_retrieval.records import CandidateList, Qrels, TestSet, read_column
+from dense_retrieval.records import CandidateList, Column, Qrels, TestSet
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
@@ -149,8 +149,8 @@ def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step
 
 
 # Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.
-def _column(store: Store, step: Step[Any], table: str, name: str) -> list[Any]:
-    return read_column(store.open(step).path / f"{table}.arrow", name)
+def _column(store: Store, step: Step[Any], table: str, name: str) -> Column:
+    return Column(store.open(step).path / f"{table}.arrow", name)
 
 
 def _qrels(store: Store, step: Step[TestSet]) -> Qrels:

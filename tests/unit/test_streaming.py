@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,16 @@ from pyarrow import parquet
 
 from dense_retrieval.corpus import beir, lines
 from dense_retrieval.corpus.ids import Ids
-from dense_retrieval.records import PASSAGES, InputError, column, read_table, table, write_rows, write_table
+from dense_retrieval.records import (
+    PASSAGES,
+    Column,
+    InputError,
+    column,
+    read_table,
+    table,
+    write_rows,
+    write_table,
+)
 
 ROWS = [{"_id": f"d{i}", "title": f"Title {i}", "text": f"A text, number {i}: é."} for i in range(25)]
 QUERIES = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(4)]
@@ -180,6 +190,14 @@ def test_rows_written_one_by_one_are_the_table(tmp_path):
     found, expected = read_table(tmp_path / "rows.arrow"), read_table(tmp_path / "table.arrow")
     assert found.features == expected.features == whole.features and found[:] == expected[:] == whole[:]
     assert [len(part) for part in column(found, "text")] == [10_000, 10_000, 5_000]
+
+
+def test_a_column_on_disk_is_a_sequence(tmp_path):
+    names = [str(i) for i in range(10_500)]
+    write_table(table({name: names for name in PASSAGES}, PASSAGES), tmp_path / "table.arrow")
+    found = Column(tmp_path / "table.arrow", "id")
+    assert list(found) == names == np.array(found).tolist() and len(found) == 10_500
+    assert found[10_499] == found[-1] == "10499" and found[9_998:10_002] == names[9_998:10_002]
 
 
 def test_a_table_in_another_order_is_written_in_large_batches(tmp_path):

@@ -89,7 +89,7 @@ def test_embeddings_do_not_depend_on_batching(encoder_folder, tmp_path, max_toke
 
 def test_embeddings_of_many_texts_are_kept_in_float16(encoder_folder, tmp_path):
     student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
-    settings = {"_target_": f"{BiEncoder.__module__}.BiEncoder.load", "pooling": "mean"}
+    settings = {"_target_": f"{BiEncoder.__module__}.BiEncoder.load", "pooling": "mean", "passage_length": 32}
     where = {"bf16": False, "device": "cpu", "max_tokens": 100}
     kept = []
     for chosen in ({}, {"float16_from": None}, {"float16_from": len(TEXTS)}):
