@@ -4,6 +4,7 @@
     python -m dense_retrieval.cache verify                    # read everything, name what is damaged
     python -m dense_retrieval.cache prune --keep-runs         # remove what no run below runs/ needs
     python -m dense_retrieval.cache prune --older-than 30     # remove what was not used for 30 days
+    python -m dense_retrieval.cache prune --stage embeddings  # remove all embeddings: a run computes them again
 
 ``prune`` only says what it would remove until it is given ``--yes``. The answers of language models and the scores
 of teachers (``*.sqlite``) are never removed: they are what was expensive.
@@ -68,15 +69,16 @@ def artifacts(root: Path, runs: Path) -> list[Artifact]:
 
 
 def unneeded(
-    found: Iterable[Artifact], keep_runs: bool, older_than: float | None, now: float
+    found: Iterable[Artifact], keep_runs: bool, older_than: float | None, now: float, stage: str | None = None
 ) -> list[Artifact]:
-    """What ``prune`` removes: of what no run needs and what was not used for ``older_than`` days, all that is
-    asked for."""
+    """What ``prune`` removes: of what no run needs, what was not used for ``older_than`` days, and what a stage
+    made, that which is all that is asked for."""
     return [
         artifact
         for artifact in found
         if (not keep_runs or not artifact.runs)
         and (older_than is None or now - artifact.used > older_than * _DAY)
+        and (stage is None or artifact.folder.name.rpartition("-")[0] == stage)
     ]
 
 
@@ -139,6 +141,9 @@ def main() -> None:
     parser.add_argument(
         "--older-than", type=float, metavar="DAYS", help="prune: only what was not used for so long"
     )
+    parser.add_argument(
+        "--stage", metavar="NAME", help="prune: only what this stage made, such as embeddings"
+    )
     parser.add_argument("--yes", action="store_true", help="prune: remove, do not only say what")
     given = parser.parse_args()
     try:
@@ -147,10 +152,13 @@ def main() -> None:
             _list(found, now)
         elif given.action == "verify":
             sys.exit(_verify(found))
-        elif not given.keep_runs and given.older_than is None:
-            sys.exit("error: prune needs --keep-runs or --older-than DAYS, or both")
+        elif not given.keep_runs and given.older_than is None and given.stage is None:
+            sys.exit(
+                "error: prune needs --keep-runs or --older-than DAYS or --stage NAME, or several of them"
+            )
         else:
-            _prune(unneeded(found, given.keep_runs, given.older_than, now), given.cache_dir, given.yes)
+            chosen = unneeded(found, given.keep_runs, given.older_than, now, given.stage)
+            _prune(chosen, given.cache_dir, given.yes)
     except InputError as error:
         sys.exit(f"error: {error}")
     except PermissionError as error:

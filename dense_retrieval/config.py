@@ -53,6 +53,9 @@ class Retriever:
     dense: bool = setting(MISSING, "by the untuned student; with bm25, fused by reciprocal rank")
     k: int = setting(100, "candidates a query", least=1)
     fusion_k: int = setting(60, "reciprocal rank fusion: 1 / (fusion_k + rank)", least=0)
+    index: str = setting(
+        "flat", "of the student's search for candidates: flat is exact; ivf and hnsw, for millions, are not"
+    )
     library: str = setting("bm25s", "bm25s or rank_bm25; both rank alike")
     k1: float = setting(1.5, "BM25: how long a repeated word goes on to count", least=0)
     b: float = setting(0.75, "BM25: how much a passage's length counts", least=0, most=1)

@@ -259,7 +259,7 @@ def engine_of(c: Config) -> str:
 
 def student_settings(c: Config, *unkeyed: str) -> Settings:
     """The arguments of the student, but for its weights; a length that the corpus says is None."""
-    found = settings(c.student, "path", "revision", "engine", unkeyed=unkeyed)
+    found = settings(c.student, "path", "revision", "engine", "float16_from", unkeyed=unkeyed)
     return Settings(found | {"passage_length": None}, found.keyed) if passage_length(c) == "auto" else found
 
 

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dense_retrieval import ranks
+from dense_retrieval.candidates.ann import ann_index, require_kind
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config, LanguageModel
@@ -221,7 +222,7 @@ def embedded(
         file = exported(weights, passages, student=student, engine=engine.removesuffix("_bf16"))
     bf16 = on.bf16 or engine == "openvino_bf16"
     where: dict[str, Any] = {"bf16": bf16, "device": on.workers, "max_tokens": on.max_tokens}
-    where |= {"executor": on.executor}
+    where |= {"executor": on.executor, "float16_from": c.student.float16_from}
     return embeddings(tokenized(c, texts, of), weights, file, student=student, **where)
 
 
@@ -253,12 +254,15 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
     """
     c, on = part.c, hardware(part.c)
     r = c.retriever
+    require_kind(r.index)
+    passages = embedded(c, part.corpus, "passages", student) if r.dense else None
     found = candidates(
         part.untrained,
         part.queries,
         bm25(c, part.corpus) if r.bm25 else None,
         embedded(c, part.queries, "queries", student) if r.dense else None,
-        embedded(c, part.corpus, "passages", student) if r.dense else None,
+        passages,
+        ann_index(passages, kind=r.index) if passages and r.index != "flat" else None,
         k=r.k,
         fusion_k=r.fusion_k,
         source_top_k=c.groups.source_top_k,

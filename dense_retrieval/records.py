@@ -18,8 +18,9 @@ groups              :class:`Groups`, one ``.npz``
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,23 @@ def write_table(table: Dataset, path: Path) -> None:
         pyarrow.ipc.new_stream(sink, table.features.arrow_schema) as out,
     ):
         for batch in table.with_format("arrow").iter(10_000):
-            out.write_table(batch)
+            out.write_table(batch.combine_chunks())  # rows in another order come as a batch each
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, str], path: Path) -> None:
+    """What :func:`write_table` writes of rows that come one by one."""
+    import pyarrow
+
+    schema, left = features(kinds).arrow_schema, iter(rows)
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as out:
+        while some := list(islice(left, 10_000)):
+            out.write_batch(pyarrow.RecordBatch.from_pylist(some, schema))
+
+
+def column(table: Dataset, name: str) -> Iterator[list[Any]]:
+    """The values of a column, 10,000 at a time: all together they might not fit in memory."""
+    for batch in table.select_columns(name).with_format("arrow").iter(10_000):
+        yield batch[name].to_pylist()
 
 
 def read_table(path: Path) -> Dataset:
@@ -75,12 +92,27 @@ def read_table(path: Path) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def read_column(path: Path, name: str) -> list[Any]:
-    """One column of a table, read by pyarrow alone, which is imported sooner than datasets."""
-    import pyarrow
+class Column(Sequence[Any]):
+    """One column of a table on disk, memory-mapped.
 
-    with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
-        return stream.read_all()[name].to_pylist()
+    It is read by pyarrow alone, which is imported sooner than datasets.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        import pyarrow
+
+        with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
+            self._values = stream.read_all()[name]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for chunk in self._values.chunks for value in chunk.to_pylist())
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._values[index]
+        return found.to_pylist() if isinstance(index, slice) else found.as_py()
 
 
 class _Arrays:

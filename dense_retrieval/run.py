@@ -26,7 +26,7 @@ from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
 from dense_retrieval.nodes import asked_devices, engine_of, hardware
 from dense_retrieval.pipeline import Labels, Part, tokenized
-from dense_retrieval.records import CandidateList, InputError, Qrels, TestSet, read_column
+from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
@@ -192,7 +192,7 @@ def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, f
     steps = chain.difficulty[title]
     store.build(*steps.values())
     trained, tested = (store.load(of) for of in steps.values())
-    types = np.array(_column(store, chain.parts[title].queries, "queries", "querytype"))
+    types = np.array(list(_column(store, chain.parts[title].queries, "queries", "querytype")))
     found = {kind: trained[types == kind].profile() for kind in np.unique(types).tolist()}
     found["test queries"] = tested.profile()
     log.info("how hard the queries are:\n%s", report.difficulty(found))
@@ -200,8 +200,8 @@ def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, f
 
 
 # Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.
-def _column(store: Store, step: Step[Any], table: str, name: str) -> list[Any]:
-    return read_column(store.open(step).path / f"{table}.arrow", name)
+def _column(store: Store, step: Step[Any], table: str, name: str) -> Column:
+    return Column(store.open(step).path / f"{table}.arrow", name)
 
 
 def _qrels(store: Store, step: Step[TestSet]) -> Qrels:

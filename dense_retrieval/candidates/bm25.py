@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from rank_bm25 import BM25Okapi
 from rich.progress import track
 
 from dense_retrieval.candidates import postings
+from dense_retrieval.candidates.build import write_index
 from dense_retrieval.records import CandidateList, InputError
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates
 
-_QUERIES_AT_ONCE = 16  # of one thread, which has an array (N,) of its own
+_QUERIES_AT_ONCE = 16  # of one thread
+_BYTES = 2**30  # of all threads' scores
 _RANK_BM25 = "rank_bm25.json"
 
 
@@ -39,19 +41,26 @@ class BM25:
     def __init__(
         self, passages: Sequence[str], *, library: str = "bm25s", k1: float = 1.5, b: float = 0.75
     ) -> None:
-        if library not in ("bm25s", "rank_bm25"):
-            raise InputError(f"retriever.library={library!r} is unknown; use bm25s or rank_bm25")
+        _require_library(library)
         words = bm25s.tokenize(passages, stopwords="en", show_progress=False)
-        if not words.vocab:
-            raise InputError(
-                "no passage has a word that BM25 could find: every text is empty or of stop words only"
-            )
+        _require_words(len(words.vocab))
         self._index: _Bm25s | _RankBm25
         self._index = _Bm25s.of(words, k1, b) if library == "bm25s" else _RankBm25(words, k1, b)
 
     def save(self, folder: Path) -> None:
         """Write the index into a folder."""
         self._index.save(folder)
+
+    @classmethod
+    def write(
+        cls, folder: Path, passages: Iterable[Sequence[str]], *, library: str, k1: float, b: float
+    ) -> None:
+        """What :meth:`save` writes, of passages that come some at a time; of bm25s only some are in memory."""
+        _require_library(library)
+        if library == "bm25s":
+            _require_words(write_index(folder, passages, k1=k1, b=b))
+        else:
+            cls([text for part in passages for text in part], library=library, k1=k1, b=b).save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "BM25":
@@ -69,14 +78,20 @@ class BM25:
             ``(Q, k)``, padded where fewer passages share a word with the query.
         """
         known = _known_words(queries, self._index.vocabulary)
-        parts = [known[i : i + _QUERIES_AT_ONCE] for i in range(0, len(known), _QUERIES_AT_ONCE)]
-        # The compiled loops free Python's lock.
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            done = pool.map(lambda part: self._index.best(part, k), parts)
-            found = list(track(done, "BM25", len(parts), transient=True, disable=len(parts) == 1))
-        rows = np.concatenate([np.zeros((0, k), dtype=np.int64), *(rows for rows, _ in found)])
-        scores = np.concatenate([np.zeros((0, k)), *(scores for _, scores in found)])
-        return CandidateList(rows, scores.astype(np.float32))
+        found = CandidateList(np.full((len(known), k), -1), np.full((len(known), k), -np.inf, np.float32))
+        starts = range(0, len(known), _QUERIES_AT_ONCE)
+
+        def search(start: int) -> None:
+            part = slice(start, start + _QUERIES_AT_ONCE)
+            found.passages[part], found.scores[part] = self._index.best(known[part], k)
+
+        # The compiled loops free Python's lock. Each thread has an array (N,) of float64.
+        threads = min(len(os.sched_getaffinity(0)), max(1, _BYTES // (8 * self._index.n)))
+        with ThreadPoolExecutor(threads) as pool:
+            done = pool.map(search, starts)
+            for _ in track(done, "BM25", len(starts), transient=True, disable=len(starts) == 1):
+                pass
+        return found
 
     def score(self, queries: Sequence[str], candidates: CandidateList) -> CandidateList:
         """The candidates ``(Q, K)`` with their BM25 scores, 0 where no word is shared."""
@@ -86,6 +101,18 @@ class BM25:
             if query:
                 scores[row, there] = self._index.scores(query)[candidates.passages[row, there]]
         return CandidateList(candidates.passages, scores)
+
+
+def _require_library(library: str) -> None:
+    if library not in ("bm25s", "rank_bm25"):
+        raise InputError(f"retriever.library={library!r} is unknown; use bm25s or rank_bm25")
+
+
+def _require_words(n: int) -> None:
+    if not n:
+        raise InputError(
+            "no passage has a word that BM25 could find: every text is empty or of stop words only"
+        )
 
 
 def _known_words(queries: Sequence[str], vocabulary: dict[str, int]) -> list[list[int]]:
@@ -100,6 +127,7 @@ class _Bm25s:
         self._index = index
         self.vocabulary: dict[str, int] = index.vocab_dict
         self._matrix = postings.matrix(**index.scores)
+        self.n: int = self._matrix[-1]
 
     @classmethod
     def of(cls, passages: Tokenized, k1: float, b: float) -> "_Bm25s":
@@ -133,6 +161,7 @@ class _RankBm25:
         self._made_from = {"ids": passages.ids, "vocab": passages.vocab, "k1": k1, "b": b}
         self.vocabulary: dict[str, int] = passages.vocab
         self._index = _LuceneIdf(passages.ids, k1=k1, b=b)
+        self.n = len(passages.ids)
 
     def save(self, folder: Path) -> None:
         (folder / _RANK_BM25).write_text(json.dumps(self._made_from))

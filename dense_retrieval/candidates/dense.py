@@ -1,6 +1,7 @@
 """Exact inner-product search with FAISS."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,29 @@ from dense_retrieval.records import CandidateList
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it narrates
 
 _PASSAGES_AT_ONCE = 500_000
+_BYTES_AT_ONCE = 2**29
+
+
+def _at_once(passages: np.ndarray) -> int:
+    return max(1, min(_PASSAGES_AT_ONCE, _BYTES_AT_ONCE // (4 * passages.shape[1])))
+
+
+def in_parts(passages: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and float32 embeddings of some passages ``(N, D)`` after the other, as FAISS takes them."""
+    n = _at_once(passages)
+    for start in range(0, len(passages), n):
+        yield start, np.ascontiguousarray(passages[start : start + n], dtype=np.float32)
+
+
+def products(queries: np.ndarray, passages: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products ``(Q, K)`` float32 of queries ``(Q, D)`` with passages ``(N, D)``, K rows of each query."""
+    found = np.empty(rows.shape, dtype=np.float32)
+    n = max(1, _BYTES_AT_ONCE // (4 * passages.shape[1] * max(1, rows.shape[1])))
+    for start in range(0, len(rows), n):
+        part = slice(start, start + n)
+        chosen = passages[rows[part]].astype(np.float32, copy=False)
+        found[part] = np.einsum("qd,qkd->qk", queries[part].astype(np.float32, copy=False), chosen)
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,7 @@ class _Search:
         gpu = int(device.partition(":")[2] or 0)
 
         def search(rows: np.ndarray, advance: Advance) -> CandidateList:
-            part = np.ascontiguousarray(there[rows[0] : rows[-1] + 1])
+            part = np.ascontiguousarray(there[rows[0] : rows[-1] + 1], dtype=np.float32)
             n, metric = min(self.k, len(part)), faiss.METRIC_INNER_PRODUCT
             if resources:
                 scores, found = faiss.knn_gpu(resources, self.queries, part, n, metric=metric, device=gpu)
@@ -59,8 +83,8 @@ def search(
     """The k passages of greatest inner product with each query, best first.
 
     Args:
-        queries: ``(Q, D)`` float32.
-        passages: ``(N, D)`` float32; may be memory-mapped: it is read in parts.
+        queries: ``(Q, D)`` float32 or float16.
+        passages: ``(N, D)`` float32 or float16; may be memory-mapped: it is read in parts.
         device: "cuda" searches on the GPUs where the installed FAISS can.
 
     Returns:
@@ -70,8 +94,8 @@ def search(
     best = CandidateList(
         np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
     )
-    load = _Search(np.ascontiguousarray(queries), _file_of(passages), k)
-    parts = [rows for rows in even(len(passages), _PASSAGES_AT_ONCE) if len(rows)]
+    load = _Search(np.ascontiguousarray(queries, dtype=np.float32), _file_of(passages), k)
+    parts = [rows for rows in even(len(passages), _at_once(passages)) if len(rows)]
     # FAISS uses all cores of a machine by itself.
     place = device if device.startswith("cuda") else None
     with Progress(transient=True, disable=len(parts) < 2) as progress:

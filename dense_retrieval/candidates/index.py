@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dense_retrieval.records import Corpus
+from dense_retrieval.records import Corpus, column
 from dense_retrieval.stage import Counts, Folder, stage
 
 if TYPE_CHECKING:
@@ -24,6 +24,6 @@ def bm25_index(folder: Path, corpus: Folder[Corpus], /, *, library: str, k1: flo
     """The index of a :class:`~dense_retrieval.candidates.bm25.BM25`, whose arguments these are."""
     from dense_retrieval.candidates.bm25 import BM25
 
-    passages = corpus.load().passages["text"]
-    BM25(passages, library=library, k1=k1, b=b).save(folder)
+    passages = corpus.load().passages
+    BM25.write(folder, column(passages, "text"), library=library, k1=k1, b=b)
     return {"passages": len(passages)}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.lines import Line
 from dense_retrieval.evaluation.evaluate import tag
-from dense_retrieval.records import Corpus
+from dense_retrieval.records import Corpus, column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,5 +118,5 @@ class _Texts:
 
 def _rows(table: Dataset, ids: set[str]) -> dict[str, int]:
     """Id -> row, of some ids."""
-    column = np.array(table["id"][:])
-    return {str(column[row]): int(row) for row in np.flatnonzero(np.isin(column, list(ids)))}
+    of_all = enumerate(chain.from_iterable(column(table, "id")))
+    return {name: row for row, name in of_all if name in ids}

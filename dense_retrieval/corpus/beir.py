@@ -2,11 +2,13 @@
 
 ::
 
-    corpus.jsonl        {"_id": ..., "title": ..., "text": ...}   (or .jsonl.gz)
+    corpus.jsonl        {"_id": ..., "title": ..., "text": ...}
     queries.jsonl       {"_id": ..., "text": ...}
     qrels/test.tsv      query-id <tab> corpus-id <tab> score, with a header; also train.tsv, dev.tsv
 
-Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
+Instead of ``corpus.jsonl`` there may be ``corpus.jsonl.gz``, ``corpus.jsonl.zst``, ``corpus.parquet``, or several of
+such files: ``corpus-*.jsonl`` beside each other or any names in a folder ``corpus``; so of the queries. All are read
+row by row. Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ import logging
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
 from rich.progress import wrap_file
 
 from dense_retrieval.corpus import archive, judgements
-from dense_retrieval.corpus.lines import json_objects
+from dense_retrieval.corpus.ids import Ids
+from dense_retrieval.corpus.lines import ENDINGS, json_objects, table_files
 from dense_retrieval.corpus.text import passage_text
-from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, features
+from dense_retrieval.records import PASSAGES, QUERIES, Corpus, InputError, read_table, write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +50,7 @@ def read_folder(
     test_split: str = "test",
     missing_passages: int = 0,
 ) -> Corpus:
-    """A folder or ``.zip`` in BEIR's layout.
+    """A folder or ``.zip`` in BEIR's layout, or one file of documents alone.
 
     Args:
         text: see :func:`passage_text`.
@@ -67,20 +71,23 @@ def read_folder(
                 return read_folder(str(inside), text, *limits, test_split, missing_passages)
             except InputError as error:
                 raise InputError(str(error).replace(unpacked, path)) from error
+    if folder.is_file() and folder.name.endswith(ENDINGS):
+        passages, _ = _table([folder], "corpus", text, passage_characters)
+        return Corpus(passages, {}, {}, np.array([], dtype=np.int64))
     if not folder.is_dir():
         raise InputError(f"data.path={path}: there is no such folder or zip")
-    passages, passage_rows = _table(folder, "corpus", text, passage_characters)
+    passages, passage_rows = _table(_files(folder, "corpus"), "corpus", text, passage_characters)
     queries, qrels = {}, {}
     splits = {split: split for split in ("train", "dev") if split != test_split} | {"test": test_split}
-    if not list(folder.glob("queries.jsonl*")) and not (folder / "qrels").exists():
+    if not table_files(folder, "queries") and not (folder / "qrels").exists():
         splits = {}
     else:
-        everything, _ = _table(folder, "queries", "text_only", query_characters)
+        asked = _table(_files(folder, "queries"), "queries", "text_only", query_characters)
     for split, name in splits.items():
-        files = [folder / "qrels" / f"{name}{suffix}" for suffix in (".tsv", ".jsonl")]
+        files = [folder / "qrels" / f"{name}{suffix}" for suffix in (".tsv", *ENDINGS)]
         file = next((f for f in files if f.is_file()), None)
         if file:
-            queries[split], qrels[split] = judgements.read(file, everything, passage_rows, missing_passages)
+            queries[split], qrels[split] = judgements.read(file, *asked, passage_rows, missing_passages)
         elif split == "test":
             there = ", ".join(sorted({p.stem for p in files[0].parent.glob("*.*")})) or "none"
             raise InputError(f"{files[0]} is missing; the splits there: {there} (data.test_split=...)")
@@ -97,9 +104,12 @@ def read_hub(name: str, revision: str | None = None, **settings) -> Corpus:
     Raises:
         InputError: the hub does not have it or cannot be reached.
     """
-    patterns = ["*.jsonl", "*.jsonl.gz", "qrels/*"]
+    patterns = ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "qrels/*"]
     try:
         folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+        if not table_files(Path(folder), "corpus"):
+            also = [*patterns, "*.parquet"]
+            folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=also)
     except Exception as error:  # the hub's errors share no base class
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise InputError(
@@ -150,49 +160,50 @@ def read_named(
     return read_zip(zip_name, zip_md5, **settings) if zip else read_hub(name, revision, **settings)
 
 
-def _table(folder: Path, name: str, text: str, characters: int | None) -> tuple[Dataset, dict[str, int]]:
-    """``corpus`` or ``queries`` as a table, streamed, and the row of each id."""
-    from datasets import Dataset
-
-    file = next((f for f in (folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz") if f.is_file()), None)
-    if file is None:
+def _files(folder: Path, name: str) -> list[Path]:
+    files = table_files(folder, name)
+    if not files:
         raise InputError(
             f"{folder}: {name}.jsonl is missing; BEIR's layout is corpus.jsonl, queries.jsonl, qrels/"
         )
-    rows: dict[str, int] = {}
+    return files
+
+
+def _table(files: Sequence[Path], name: str, text: str, characters: int | None) -> tuple[Dataset, Ids]:
+    """``corpus`` or ``queries`` as a table on disk, written row by row, and the row of each id."""
     passages = name == "corpus"
 
-    def records() -> Iterator[dict]:
-        rows.clear()
-        for number, record in json_objects(file):
+    def rows() -> Iterator[dict[str, Any]]:
+        for file, number, record in _records(files):
             title = record.get("title") or ""
             for key, value in ("_id", record.get("_id")), ("text", record.get("text")), ("title", title):
                 if not isinstance(value, str):
                     raise InputError(f"{file}:{number}: the key {key!r} is missing or no string")
-            identifier = record["_id"]
-            if identifier in rows:
-                first = next(n for n, other in json_objects(file) if other["_id"] == identifier)
-                raise InputError(f"{file}:{number}: the id {identifier!r} stands already in line {first}")
-            rows[identifier] = len(rows)
             shown = passage_text(title, record["text"], text, characters)
             if passages:
-                yield {"id": identifier, "title": title, "text": shown}
+                yield {"id": record["_id"], "title": title, "text": shown}
             else:
-                yield {"id": identifier, "text": shown, "querytype": "human", "source": -1}
+                yield {"id": record["_id"], "text": shown, "querytype": "human", "source": -1}
 
-    with tempfile.TemporaryDirectory() as arrow:
+    with tempfile.TemporaryDirectory() as unnamed:  # what is mapped stays readable
+        path = Path(unnamed) / "table.arrow"
         try:
-            table = Dataset.from_generator(
-                records, features=features(PASSAGES if passages else QUERIES), cache_dir=arrow
-            )
-        except Exception as error:  # datasets wraps what the generator raised, and refuses no rows
-            if isinstance(error.__cause__, InputError):
-                raise error.__cause__ from None
-            if not rows:
-                raise InputError(f"{file}: is empty") from None
-            if isinstance(error.__cause__, UnicodeError):
-                raise InputError(
-                    f"{file}: a text is no valid Unicode ({error.__cause__}); repair it"
-                ) from None
-            raise
-    return table, rows
+            write_rows(rows(), PASSAGES if passages else QUERIES, path)
+        except UnicodeError as error:
+            raise InputError(f"{files[-1]}: a text is no valid Unicode ({error}); repair it") from error
+        table = read_table(path)
+    if not len(table):
+        raise InputError(f"{files[0]}: is empty")
+    ids = Ids(table)
+    if repeated := ids.repeated():
+        later, first = (next(islice(_records(files), row, None)) for row in repeated)
+        where = f"line {first[1]}" if first[0] == later[0] else f"{first[0]}:{first[1]}"
+        raise InputError(f"{later[0]}:{later[1]}: the id {later[2]['_id']!r} stands already in {where}")
+    return table, ids
+
+
+def _records(files: Sequence[Path]) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """File, line number and content of each row."""
+    for file in files:
+        for number, record in json_objects(file):
+            yield file, number, record

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dense_retrieval.corpus.ids import Ids
 from dense_retrieval.corpus.lines import json_objects, text_lines
 from dense_retrieval.records import InputError, Qrels
 
@@ -18,14 +19,14 @@ MAX_GRADE = 1000  # trec_eval's memory grows with the largest, and near 2^31 all
 
 
 def read(
-    file: Path, queries: Dataset, passage_rows: Mapping[str, int], missing_passages: int = 0
+    file: Path, queries: Dataset, query_rows: Ids, passage_rows: Ids, missing_passages: int = 0
 ) -> tuple[Dataset, Qrels]:
     """The queries that a qrels file names, with its judgements, each pair's once.
 
     Grades below 0, TREC's for spam, become 0: judged, not relevant. trec_eval does not survive them.
 
     Args:
-        passage_rows: the row of each passage id.
+        query_rows, passage_rows: the row of each id.
         missing_passages: so many judged passages may be missing from the corpus. They get the rows
             -1, -2, ..., which nothing ever finds: trec_eval counts them against every system.
 
@@ -33,19 +34,19 @@ def read(
         InputError: a malformed line, an unknown query or passage, two grades of a pair, one above 1000, no
             judgement at all, or none above 0.
     """
-    query_rows = {identifier: row for row, identifier in enumerate(queries["id"])}
     unknown: dict[str, dict[str, int]] = {"queries": {}, "corpus": {}}  # id -> its first line
     missing: dict[str, int] = {}
     triples = []
     for number, query, passage, grade in _once(file):
-        if query not in query_rows:
+        query_row = query_rows.get(query)
+        if query_row is None:
             unknown["queries"].setdefault(query, number)
             continue
         row = passage_rows.get(passage)
         if row is None:
             unknown["corpus"].setdefault(passage, number)
             row = missing.setdefault(passage, -1 - len(missing))
-        triples.append((query_rows[query], row, grade))
+        triples.append((query_row, row, grade))
     for where, allowed in {"queries": 0, "corpus": missing_passages}.items():
         if len(unknown[where]) > allowed:
             identifier, number = next(iter(unknown[where].items()))
@@ -83,7 +84,7 @@ def _once(file: Path) -> Iterator[tuple[int, str, str, int]]:
 
 def _judgements(file: Path) -> Iterator[tuple[int, str, str, int]]:
     """Line number, query id, passage id and relevance."""
-    if file.suffix == ".jsonl":
+    if file.suffix != ".tsv":
         for number, record in json_objects(file):
             try:
                 yield number, str(record["query-id"]), str(record["corpus-id"]), _whole(record["score"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from dense_retrieval.records import Corpus, InputError, TestSet
+from dense_retrieval.records import Corpus, InputError, TestSet, column
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 _LETTERS = 6  # of a word, with the space behind it
@@ -45,8 +45,7 @@ def _lines(file: Path) -> int:
 
 
 def _counts(corpus: Corpus) -> dict[str, float]:
-    texts = corpus.passages.with_format("arrow").iter(10_000)
-    characters = sum(len(text) for batch in texts for text in batch["text"].to_pylist())
+    characters = sum(len(text) for texts in column(corpus.passages, "text") for text in texts)
     counts: dict[str, float] = {"passages": len(corpus.passages), "characters": characters}
     return counts | {f"{split} queries": len(queries) for split, queries in corpus.queries.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dense_retrieval.corpus.ids import Ids
 from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.records import RAW_QUERIES, Corpus, InputError, read_table, table, write_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
@@ -31,7 +32,7 @@ def read(path: str | None, passages: Dataset) -> Dataset:
         )
     if not Path(path).is_file():
         raise InputError(f"generator.path={path}: there is no such file")
-    row_of = {passage: row for row, passage in enumerate(passages["id"])}
+    rows = Ids(passages)
     columns: dict[str, list] = {name: [] for name in RAW_QUERIES}
     for number, query in json_objects(Path(path)):
         for key in ("passage_id", "querytype", "text"):
@@ -44,12 +45,13 @@ def read(path: str | None, passages: Dataset) -> Dataset:
                     f"{path}:{number}: {key!r} is no valid Unicode ({error.reason}); repair it"
                 ) from error
         passage, querytype = query["passage_id"], query["querytype"]
-        if passage not in row_of:
+        row = rows.get(passage)
+        if row is None:
             raise InputError(f"{path}:{number}: passage_id {passage!r} is not in the corpus")
         columns["id"].append(f"{passage}-{querytype}-{number}")
         columns["text"].append(query["text"])
         columns["querytype"].append(querytype)
-        columns["source"].append(row_of[passage])
+        columns["source"].append(row)
         columns["finish"].append(str(query.get("finish", "stop")))
     return table(columns, RAW_QUERIES)
 

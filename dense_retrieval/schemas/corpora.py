@@ -45,7 +45,7 @@ class FolderData(BeirData):
     """A corpus on this machine."""
 
     _target_: str = "dense_retrieval.corpus.beir.read_folder"
-    path: str = setting(MISSING, "folder or zip in BEIR's layout")
+    path: str = setting(MISSING, "folder or zip in BEIR's layout, or a .jsonl or .parquet of documents alone")
 
 
 @dataclass

@@ -33,6 +33,9 @@ class Student:
         "torch",
         "of embeddings on a CPU: torch, openvino, openvino_bf16, openvino_int8, onnx, onnx_int8; auto = measured",
     )
+    float16_from: int | None = setting(
+        1_000_000, "texts from which on their embeddings are kept in float16; null = never", least=0
+    )
 
 
 @dataclass

@@ -90,31 +90,41 @@ def encode(
     max_tokens: int = 4096,
     label: str = "encoding",
     forward: Forward | None = None,
+    float16: bool = False,
 ) -> None:
-    """Write ``folder/embeddings.npy`` ``(N, D)`` float32, by a model in this process; see :func:`encode_by`.
+    """Write ``folder/embeddings.npy`` ``(N, D)``, by a model in this process; see :func:`encode_by`.
 
     Args:
         bf16: compute under bfloat16 autocast.
         max_tokens: padded tokens a forward pass.
         forward: the model by another engine than torch.
+        float16: written in float16, which takes half the room, instead of float32.
     """
 
     def load(device: str) -> Compute:
         return _rows(forward or by_torch(model, device, bf16), tokens, model.dimension, max_tokens)
 
-    encode_by(load, tokens, folder, device=device, label=label)
+    encode_by(load, tokens, folder, device=device, label=label, float16=float16)
 
 
 def encode_by(
-    load: Load, tokens: Tokens, folder: Path, *, executor: Executor = HERE, device: str, label: str
+    load: Load,
+    tokens: Tokens,
+    folder: Path,
+    *,
+    executor: Executor = HERE,
+    device: str,
+    label: str,
+    float16: bool = False,
 ) -> None:
-    """Write ``folder/embeddings.npy`` ``(N, D)`` float32: one embedding a text, of length 1.
+    """Write ``folder/embeddings.npy`` ``(N, D)``: one embedding a text, of length 1.
 
     Texts are sorted by length, so that little is padding, and embedded in shards that survive a
     kill: a second call on the same folder goes on where the first one stopped.
 
     Args:
         load: gives what embeds rows of the tokens, such as :class:`Embedder`.
+        float16: written in float16, which takes half the room, instead of float32.
     """
     lengths = tokens.lengths
     order = np.argsort(-lengths, kind="stable")
@@ -126,7 +136,7 @@ def encode_by(
         shards = in_shards(folder, parts, load, executor=executor, device=device, advance=advance)
     dimension = np.load(shards[0], mmap_mode="r").shape[1]
     embeddings = np.lib.format.open_memmap(
-        folder / "embeddings.npy", "w+", np.float32, (len(tokens), dimension)
+        folder / "embeddings.npy", "w+", np.float16 if float16 else np.float32, (len(tokens), dimension)
     )
     for rows, shard in zip(parts, shards, strict=True):
         embeddings[rows] = np.load(shard)
@@ -135,14 +145,15 @@ def encode_by(
 
 
 def load_embeddings(folder: Path) -> np.ndarray:
-    """``(N, D)`` float32, memory-mapped."""
+    """``(N, D)`` float32 or, of many texts, float16, memory-mapped."""
     return np.load(folder / "embeddings.npy", mmap_mode="r")
 
 
-def _sizes(tokens: Counted, weights: Counted, **_: Any) -> dict[str, float]:
-    """Texts and their tokens, and bytes of float32."""
+def _sizes(tokens: Counted, weights: Counted, float16_from: int | None = None, **_: Any) -> dict[str, float]:
+    """Texts and their tokens, and bytes."""
     n = tokens["texts"]
-    return {"tokens": tokens["tokens"], "texts": n, "bytes": n * dimension(weights) * 4}
+    each = 2 if float16_from is not None and n >= float16_from else 4
+    return {"tokens": tokens["tokens"], "texts": n, "bytes": n * dimension(weights) * each}
 
 
 @stage(
@@ -163,12 +174,14 @@ def embeddings(
     device: str,
     max_tokens: int,
     executor: Executor = HERE,
+    float16_from: int | None = 1_000_000,
 ) -> Counts:
     """An embedding of each text.
 
     Args:
         engine: the student as :func:`~dense_retrieval.student.export_engine.exported`; None is by torch.
         student: ``_target_`` and arguments of the :class:`BiEncoder`, but for its weights.
+        float16_from: so many texts or more are kept in float16; None is never.
     """
     texts = tokens.load()
     load = Embedder(
@@ -179,5 +192,6 @@ def embeddings(
         bf16=bf16,
         max_tokens=max_tokens,
     )
-    encode_by(load, texts, folder, executor=executor, device=device, label="embeddings")
+    where: dict[str, Any] = {"executor": executor, "device": device, "label": "embeddings"}
+    encode_by(load, texts, folder, float16=float16_from is not None and len(texts) >= float16_from, **where)
     return {"tokens": int(texts.offsets[-1]), "texts": len(texts)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hydra.utils import instantiate
 
+from dense_retrieval.candidates.dense import products
 from dense_retrieval.executor import HERE, Executor
 from dense_retrieval.memo import Memo, memo_path
 from dense_retrieval.records import CandidateList, Corpus
@@ -106,10 +107,9 @@ def scores_path(
 
 def _cosines(found: CandidateList, texts: Texts) -> CandidateList:
     assert texts.query_embeddings is not None and texts.passage_embeddings is not None
-    passages = texts.passage_embeddings[found.passages]
-    cosines = np.einsum("qd,qkd->qk", texts.query_embeddings, passages)
-    scores = np.where(found.passages >= 0, cosines, -np.inf)
-    return CandidateList(found.passages, scores.astype(np.float32))
+    cosines = products(texts.query_embeddings, texts.passage_embeddings, found.passages)
+    cosines[found.passages < 0] = -np.inf
+    return CandidateList(found.passages, cosines)
 
 
 def load_scores(folder: Path) -> CandidateList:

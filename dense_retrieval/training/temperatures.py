@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dense_retrieval.candidates.dense import products
 from dense_retrieval.losses import temperature
 from dense_retrieval.records import CandidateList, Groups
 from dense_retrieval.stage import Counts, Folder, stage
@@ -51,8 +52,7 @@ def temperatures(
             found = of.load()
             train = ~found.dev
             asked = query_embeddings[name].load()[found.query[train]]
-            passages = passage_embeddings[name].load()[found.passages[train]]
-            cosines.append(np.einsum("gd,gkd->gk", asked, passages))
+            cosines.append(products(asked, passage_embeddings[name].load(), found.passages[train]))
             labels.append(found.teacher[train])
         together = np.concatenate(cosines), np.concatenate(labels)
         student = temperature.student_temperature(*together, float(teacher))

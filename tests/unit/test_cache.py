@@ -63,6 +63,9 @@ def test_what_is_pruned_is_all_that_is_asked_for(project, keep_runs, older_than,
     now = max(artifact.used for artifact in found) + 1
     chosen = {artifact.folder.name for artifact in cache.unneeded(found, keep_runs, older_than, now)}
     assert chosen == {letter(of=of).key for of in removed}
+    for name, expected in {"letter": chosen, "lett": set()}.items():
+        of_stage = cache.unneeded(found, keep_runs, older_than, now, name)
+        assert {artifact.folder.name for artifact in of_stage} == expected
 
 
 def test_the_command(project):

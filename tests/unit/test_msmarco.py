@@ -9,14 +9,12 @@ from hydra import compose, initialize_config_dir
 
 from dense_retrieval import plan
 from dense_retrieval.chain import describe
-from dense_retrieval.checks import check, names
-from dense_retrieval.config import CONF, Config
+from dense_retrieval.checks import check
+from dense_retrieval.config import CONF
 from dense_retrieval.store import Store
 
 README = Path(__file__).parents[2] / "experiments/msmarco/README.md"
 PASSAGES = {"msmarco": 8_841_823, "fiqa": 57_638}
-# A command that needs one of these is left out where there is no such setting.
-LATER = {"executor", "executor.devices", "executor.address", "trainer.num_nodes"}
 
 
 def commands() -> list[list[str]]:
@@ -25,10 +23,6 @@ def commands() -> list[list[str]]:
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [of[of.index("dense_retrieval.run") + 1 :] for of in words if "dense_retrieval.run" in of]
-
-
-def lacking(overrides: list[str]) -> set[str]:
-    return {o.partition("=")[0] for o in overrides} & (LATER - set(names(Config)))
 
 
 def test_the_readme_has_all_of_them():
@@ -42,8 +36,6 @@ def test_the_readme_has_all_of_them():
 @pytest.mark.parametrize("overrides", commands(), ids=" ".join)
 def test_a_command_is_planned(overrides, encoder_folder, cross_encoder_folder, tmp_path):
     """Its models are folders here: a key is made of their content."""
-    if names_ := lacking(overrides):
-        pytest.skip(f"there is no {', '.join(sorted(names_))}")
     local = [f"student.path={encoder_folder}", f"teacher.path={cross_encoder_folder}"]
     local += [f"generator.path={encoder_folder}", f"cache_dir={tmp_path}/cache", "plan=true"]
     given = [o for o in overrides if o not in ("-m", "--multirun")]

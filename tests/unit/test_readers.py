@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "student.pooling": "cls",
     "student.engine": "openvino",
     "retriever.library": "rank_bm25",
+    "retriever.index": "ivf",
     "precision": "bf16-mixed",
     "evaluation.split": "train",
     "evaluation.heldout_types": ["claim", "question"],

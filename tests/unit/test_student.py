@@ -14,8 +14,10 @@ from transformers import BertForMaskedLM
 from dense_retrieval.config import package_file
 from dense_retrieval.evaluation.report import copy_model
 from dense_retrieval.records import InputError
+from dense_retrieval.stage import Built, Outside
 from dense_retrieval.student.bi_encoder import BiEncoder
-from dense_retrieval.student.encode import encode
+from dense_retrieval.student.encode import embeddings as stage
+from dense_retrieval.student.encode import encode, load_embeddings
 from dense_retrieval.student.export import export
 from dense_retrieval.student.tokens import Tokens, concatenate, tokenize
 
@@ -83,6 +85,22 @@ def test_embeddings_do_not_depend_on_batching(encoder_folder, tmp_path, max_toke
     alone = torch.cat([student(**tokens_of(student, t)) for t in TEXTS]).detach().numpy()
     together = embeddings(student, TEXTS, 32, "", tmp_path, max_tokens=max_tokens)
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_embeddings_of_many_texts_are_kept_in_float16(encoder_folder, tmp_path):
+    student = BiEncoder.load(str(encoder_folder), pooling="mean", passage_length=32)
+    settings = {"_target_": f"{BiEncoder.__module__}.BiEncoder.load", "pooling": "mean", "passage_length": 32}
+    where = {"bf16": False, "device": "cpu", "max_tokens": 100}
+    kept = []
+    for chosen in ({}, {"float16_from": None}, {"float16_from": len(TEXTS)}):
+        folder = tmp_path / str(chosen)
+        folder.mkdir()
+        tokenize(TEXTS, student.tokenizer, 32, "", folder)
+        tokens = Built(folder, "tokens", Tokens.load)
+        stage.function(folder, tokens, Outside(encoder_folder), None, student=settings, **where, **chosen)
+        kept.append(load_embeddings(folder))
+    assert [of.dtype for of in kept] == [np.float32, np.float32, np.float16]
+    np.testing.assert_array_equal(kept[2], kept[1].astype(np.float16))
 
 
 def tokens_of(student: BiEncoder, text: str) -> dict[str, torch.Tensor]:
