@@ -93,6 +93,9 @@ class Trainer:
     )
     clip: float = setting(1.0, "gradient norm", above=0)
     max_epochs: int = setting(1, "epochs at most", least=1)
+    select: str = setting(
+        "loss", "whose best epoch is kept, on the dev queries: loss, the paper's rule, or ndcg"
+    )
     patience: int = setting(2, "epochs without a better dev loss", least=1)
     chunk_tokens: Any = setting("auto", "padded tokens a forward pass; auto: 2,048, on a GPU 65,536", least=1)
     graph_tokens: Any = setting(

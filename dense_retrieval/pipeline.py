@@ -318,6 +318,8 @@ def distil(
         seed: of training alone.
     """
     on, trainer = hardware(c), c.trainer
+    if trainer.select not in ("loss", "ndcg"):
+        raise InputError(f"trainer.select={trainer.select} is unknown; use loss or ndcg")
     queries = {name: tokenized(c, part.queries, "queries") for name, part in parts.items()}
     passages = {name: tokenized(c, part.corpus, "passages") for name, part in parts.items()}
     of_queries = {name: part.queries for name, part in parts.items()}

@@ -34,6 +34,8 @@ from dense_retrieval.training.curves import replay, training_loss
 
 log = logging.getLogger(__name__)
 
+_ENOUGH_DEV = 50  # queries: the interval of a mean nDCG is then about 0.1 wide
+
 
 @command("config", Config)
 def main(config: Config) -> float:
@@ -232,11 +234,19 @@ def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
         replay(training, tracker.log)
     summary = json.loads((training / "training.json").read_text())
     log.info("loss: %s", summary["loss"])
+    n_dev = sum(int(store.load(of.groups).dev.sum()) for of in chain.labels.values())
+    if 0 < n_dev < _ENOUGH_DEV and summary["epochs"] > 1:
+        log.warning(
+            "%d dev queries choose the epoch, and by fewer than %d it is chosen by chance; for more of them "
+            "groups.dev_fraction= or querytype.total=",
+            n_dev,
+            _ENOUGH_DEV,
+        )
     if summary["best_epoch"] == 0:
         log.warning(
-            "no epoch lowered the dev loss: the tuned student is the untuned one. %d dev queries chose; for "
+            "no epoch was better on the dev queries: the tuned student is the untuned one. %d dev queries chose; for "
             "more of them groups.dev_fraction= or querytype.total=",
-            sum(store.load(of.groups).dev.sum() for of in chain.labels.values()),
+            n_dev,
         )
     return summary
 

@@ -38,10 +38,11 @@ def fit(
     accelerator: str = "auto",
     devices: int = 1,
     every_n_steps: int | None = None,
+    select: str = "loss",
     here: ranks.Ranks | None = None,
     log: Callable[[Mapping[str, float], int], None] | None = None,
 ) -> dict:
-    """Train, and leave the student with the weights of the least dev loss.
+    """Train, and leave the student with the weights that :class:`DevSelection` keeps.
 
     A run that was killed goes on after its last checkpoint when it is called again with the same
     ``folder``, and ends with the weights of an unbroken run; also with another number of devices.
@@ -51,6 +52,7 @@ def fit(
             of each resumed process ``curves/0/metrics.csv``, ``curves/1/metrics.csv``, …).
         devices: processes of this machine, if nobody else started them.
         every_n_steps: between checkpoints within an epoch; there is one after each epoch.
+        select: "loss" or "ndcg", by which weights are kept.
         here: this process among several that were started for this training, all with the same folder; all but the
             first return nothing.
         log: gets the curves too, as they come: values by name, and the optimiser step. With several
@@ -64,7 +66,7 @@ def fit(
         InputError: ``last.ckpt`` is none that was written here; or of the module.
         SystemExit: 143, after a SIGTERM.
     """
-    selection = DevSelection(folder, patience, every_n_steps)
+    selection = DevSelection(folder, patience, every_n_steps, select)
     spawned = devices > 1 and not here
     # Lightning would delete the curves of a process that was killed, were they in the same place.
     curves = CSVLogger(folder, name="curves", version=str(len(list(folder.glob("curves/*")))))

@@ -26,6 +26,23 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+def mean_ndcg(queries: Tensor, positives: Tensor, passages: Tensor, rows: Tensor, k: int = 10) -> float:
+    """Mean nDCG@k of Q queries whose one relevant passage is ranked among U: 1 / log2(1 + rank), 0 beyond rank k.
+
+    Of equal scores the relevant passage comes last.
+
+    Args:
+        queries, passages: embeddings ``(Q, D)`` and ``(P, D)``.
+        positives: ``(Q,)`` row of each query's relevant passage.
+        rows: ``(P,)`` which passages these are; a row may stand there twice.
+    """
+    used, first = np.unique(rows.numpy(), return_index=True)
+    scores = queries @ passages[torch.from_numpy(first)].T
+    own = scores.gather(1, torch.from_numpy(np.searchsorted(used, positives.numpy()))[:, None])
+    rank = (scores >= own).sum(1)
+    return torch.where(rank <= k, 1 / torch.log2(1.0 + rank), 0.0).mean().item()
+
+
 class BatchTexts:
     """The B queries of a batch, then its U unique passages: B + U token sequences."""
 
@@ -209,10 +226,12 @@ class DistillationModule(LightningModule):
 
     @torch.no_grad()
     def mean_terms(self, loss: Loss, batches: Iterable[Batch]) -> dict[str, float]:
-        """The terms of a loss and their sum ``loss``, without dropout, mean over the batches' groups."""
+        """The terms of a loss and their sum ``loss``, without dropout, mean over the batches' groups; and ``ndcg``,
+        see :func:`mean_ndcg`, of each query's top-scored candidate among the passages of all batches."""
         self.student.eval()
         totals: dict[str, float] = {}
         n = 0
+        queries, positives, passages, rows = [], [], [], []
         for batch in batches:
             batch = self._scored(batch.to(self.device))
             with self.trainer.precision_plugin.forward_context():
@@ -220,8 +239,15 @@ class DistillationModule(LightningModule):
             for name, term in self._terms(loss, embeddings, batch).items():
                 totals[name] = totals.get(name, 0.0) + term.item() * len(batch.queries)
             n += len(batch.queries)
+            rows.append(batch.passages.cpu())
+            queries.append(embeddings[: len(batch.queries)].float().cpu())
+            passages.append(embeddings[len(batch.queries) :].float().cpu())
+            positives.append(rows[-1][batch.positives.cpu()])
         self.student.train()
-        return {name: total / n for name, total in totals.items()}
+        if not n:
+            return {}
+        ndcg = mean_ndcg(torch.cat(queries), torch.cat(positives), torch.cat(passages), torch.cat(rows))
+        return {name: total / n for name, total in totals.items()} | {"ndcg": ndcg}
 
     def _embedded(self, batch: Batch) -> Tensor:
         texts = self._texts(batch)

@@ -38,21 +38,25 @@ def selection_loss(loss: Loss) -> Loss:
 class DevSelection(Callback):
     """Before the first epoch and after each one the dev losses are computed.
 
-    The weights of the least :func:`selection_loss` are kept; training stops after ``patience`` epochs
-    in which neither that nor the listwise dev loss improved. All of it, with the optimiser, is in
+    With ``select="loss"`` the weights of the least :func:`selection_loss` are kept; training stops after
+    ``patience`` epochs in which neither that nor the listwise dev loss improved. With ``select="ndcg"`` those of
+    the greatest nDCG@10 on the dev queries, until it does not improve. All of it, with the optimiser, is in
     ``last.ckpt``, after each epoch and, if ``every_n_steps`` says so, within.
     """
 
-    def __init__(self, folder: Path, patience: int, every_n_steps: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, patience: int, every_n_steps: int | None = None, select: str = "loss"
+    ) -> None:
         self.folder = folder
         self.patience = patience
         self.every_n_steps = every_n_steps
+        self.select = select
         self.curve: list[dict[str, float]] = []
 
     @property
     def best_epoch(self) -> int:
-        """Epochs trained when the dev loss was least; 0 is the untuned student. Without dev groups the last."""
-        return self._least("loss")
+        """Epochs trained when the student was best; 0 is the untuned one. Without dev groups the last."""
+        return self._best(self.select)
 
     def on_train_start(self, trainer: pl.Trainer, module: DistillationModule) -> None:  # type: ignore[override]
         if not self.curve:
@@ -95,15 +99,16 @@ class DevSelection(Callback):
             save_model(module.student, str(self.folder / "best.safetensors"))
 
     def _stale(self) -> int:
-        """Epochs since the dev loss or its listwise part was last at its least."""
-        last_best = max(self._least("loss"), self._least("listwise"))
-        return len(self.curve) - 1 - last_best
+        """Epochs since the student was last better than ever, with ``select="loss"`` also in the listwise part."""
+        measures = ["loss", "listwise"] if self.select == "loss" else [self.select]
+        return len(self.curve) - 1 - max(map(self._best, measures))
 
-    def _least(self, name: str) -> int:
-        """The epoch in which a dev loss was least, or the last one without dev losses."""
+    def _best(self, name: str) -> int:
+        """The first epoch in which a dev loss was least, or the nDCG greatest; the last one without dev groups."""
         if not self.curve[-1]:
             return len(self.curve) - 1
-        return min(range(len(self.curve)), key=lambda epoch: self.curve[epoch][name])
+        sign = -1 if name == "ndcg" else 1
+        return min(range(len(self.curve)), key=lambda epoch: sign * self.curve[epoch][name])
 
     def state_dict(self) -> dict:
         return {"curve": self.curve}

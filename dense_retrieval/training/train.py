@@ -121,7 +121,9 @@ def train(
         graph_tokens=graph_tokens,
         compile=compile,
         shard_optimizer=shard_optimizer,
-        **{name: value for name, value in trainer.items() if name not in ("batch_size", "patience")},
+        **{
+            name: value for name, value in trainer.items() if name not in ("batch_size", "patience", "select")
+        },
     )
     summary = fit(
         module,
@@ -133,6 +135,7 @@ def train(
         accelerator="gpu" if device.startswith("cuda") else "cpu",
         devices=devices,
         every_n_steps=every_n_steps,
+        select=trainer["select"],
         here=here,
         log=log,
     )

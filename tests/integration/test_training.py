@@ -1,5 +1,6 @@
 """Training: resumption, the checkpoint rule, the schedule, two processes; against plain PyTorch."""
 
+import math
 import multiprocessing
 import pickle
 import signal
@@ -24,7 +25,7 @@ from dense_retrieval.student.tokens import Tokens, tokenize
 from dense_retrieval.training import curves
 from dense_retrieval.training import fit as fitting
 from dense_retrieval.training.fit import fit
-from dense_retrieval.training.module import DistillationModule
+from dense_retrieval.training.module import DistillationModule, mean_ndcg
 from dense_retrieval.training.scored_later import ScoredLater
 from dense_retrieval.training.selection import DevSelection, selection_loss
 
@@ -106,6 +107,38 @@ def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path,
     assert processes == ([1, 1] if death == "in the last step" else [1, 2])
     best = min(epoch["loss"] for epoch in summary["dev"])  # measured without dropout
     assert whole.mean_terms(LOSS, whole_data.val_dataloader())["loss"] == pytest.approx(best, rel=1e-6)
+
+
+def test_the_weights_of_the_best_dev_ndcg_are_kept(data, encoder_folder, tmp_path):
+    """By a ranking of the dev queries among the passages of all dev groups, in float64, passage by passage."""
+    module, module_data = parts(data, encoder_folder)
+    summary = fit(module, module_data, tmp_path, max_epochs=3, patience=9, accelerator="cpu", select="ndcg")
+    curve = [epoch["ndcg"] for epoch in summary["dev"]]
+    assert summary["best_epoch"] == int(np.argmax(curve))
+    dev = module_data.groups.dev
+    groups = module_data.groups
+    used = sorted({int(p) for p in groups.passages[dev].ravel() if p >= 0})
+
+    def embedded(tokens, rows):
+        with torch.no_grad():
+            return module.student(**tokens.batch(np.array(rows))).double().numpy()
+
+    passages, gains = embedded(module.passage_tokens, used), []
+    for query, positive in zip(groups.query[dev], groups.passages[dev, 0], strict=True):
+        scores = passages @ embedded(module.query_tokens, [query])[0]
+        rank = int((scores >= scores[used.index(int(positive))]).sum())
+        gains.append(1 / math.log2(1 + rank) if rank <= 10 else 0.0)
+    assert max(curve) == pytest.approx(np.mean(gains), abs=1e-6)
+
+
+def test_mean_ndcg_by_hand():
+    queries = torch.eye(3)
+    passages = torch.tensor([[1.0, 0, 0], [0.5, 1, 0], [0.5, 0.2, 0], [0.5, 1, 0]])
+    rows = torch.tensor([7, 4, 5, 4])  # one passage stands there twice
+    # query 0 finds 7 first; query 1 has its own passage behind one; query 2 ties with all three
+    found = mean_ndcg(queries, torch.tensor([7, 5, 4]), passages, rows)
+    assert found == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(4)) / 3)
+    assert mean_ndcg(queries[2:], torch.tensor([4]), passages, rows, k=2) == 0
 
 
 def _killed(folder, *of) -> None:
