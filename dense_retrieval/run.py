@@ -191,10 +191,10 @@ def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step
 
 def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, float]]:
     """How hard the queries are: of each type that is trained on, and those that are tested on."""
-    steps = chain.difficulty[title]
-    store.build(*steps.values())
+    steps, queries = chain.difficulty[title], chain.parts[title].queries
+    store.build(*steps.values(), queries)
     trained, tested = (store.load(of) for of in steps.values())
-    types = np.array(list(_column(store, chain.parts[title].queries, "queries", "querytype")))
+    types = np.array(list(_column(store, queries, "queries", "querytype")))
     found = {kind: trained[types == kind].profile() for kind in np.unique(types).tolist()}
     found["test queries"] = tested.profile()
     log.info("how hard the queries are:\n%s", report.difficulty(found))
