@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dense_retrieval.candidates.difficulty import Difficulty
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
@@ -22,7 +23,6 @@ from dense_retrieval.pipeline import (
     tune,
     untuned,
 )
-from dense_retrieval.queries.difficulty import Difficulty
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step

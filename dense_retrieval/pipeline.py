@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from dense_retrieval import ranks
 from dense_retrieval.candidates.ann import ann_index, require_kind
+from dense_retrieval.candidates.difficulty import Difficulty, difficulty, hard_queries
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config, LanguageModel
@@ -41,7 +42,6 @@ from dense_retrieval.nodes import (
     token_limits,
 )
 from dense_retrieval.queries.clean import clean_queries
-from dense_retrieval.queries.difficulty import Difficulty, difficulty, hard_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name

@@ -64,10 +64,10 @@ class DocumentsData(Data):
     _target_: str = "dense_retrieval.corpus.documents.read_documents"
     path: str = setting(MISSING, "folder or file: .txt .md .html .pdf .csv .jsonl .parquet")
     passage_tokens: Any = setting(
-        "${student.passage_length}", "of a passage at most, by the student's tokenizer", least=32
+        MISSING, "of a passage at most, by the student's tokenizer; auto is 256", least=32
     )
     overlap_tokens: int = setting(0, "of a passage that the one before it ends with, at most", least=0)
-    columns: Columns = field(default_factory=Columns)
+    columns: Columns = field(default_factory=Columns, metadata={"meaning": "names of a table's columns"})
     heldout: int = setting(100, "passages whose synthetic queries are tested on", least=0)
 
 

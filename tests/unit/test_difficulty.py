@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dense_retrieval.queries.difficulty import Difficulty, best_rank, hardest, overlap
+from dense_retrieval.candidates.difficulty import Difficulty, best_rank, hardest, overlap
 from dense_retrieval.records import CandidateList
 
 

@@ -28,6 +28,7 @@ BASES = {
 }
 OTHER: dict[str, Any] = {
     "querytype.types": ["claim", "question"],
+    "querytype.difficulty": 0.5,
     "data.text": "title_and_text",
     "student.pooling": "cls",
     "student.engine": "openvino",
@@ -41,6 +42,7 @@ OTHER: dict[str, Any] = {
     "loss.student_temperature": 0.07,
     "loss.teacher_temperature": 0.07,
     "loss.terms": None,
+    "trainer.select": "ndcg",
     "trainer.chunk_tokens": 100,
     "trainer.graph_tokens": 100,
 }
