@@ -6,7 +6,7 @@ demo: .venv/done
 	$(BIN)/python -m dense_retrieval.run
 
 test: .venv/done lint
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: .venv/done
 	$(BIN)/ruff check .

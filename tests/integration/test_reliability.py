@@ -72,7 +72,7 @@ def test_a_run_that_was_killed_three_times_ends_with_the_same_result(run, comman
     subprocess.run(arguments, check=True, **quiet)
     first, second = tmp_path / "whole", tmp_path / "run"
     names = ["model/model.safetensors", *(file.name for file in first.glob("*.trec"))]
-    assert len(names) == 5
+    assert len(names) == 8
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     systems = [json.loads((run / "metrics.json").read_text())["systems"] for run in (first, second)]

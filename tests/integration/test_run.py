@@ -186,6 +186,7 @@ def test_testing_on_other_heldout_queries_does_not_train_again(run, finished, co
         "embeddings",
         "ranking",
         "bm25",
+        "hybrid",
     }
 
 
