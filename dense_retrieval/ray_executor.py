@@ -87,24 +87,7 @@ class Ray:
             actors.stop()
 
     def _connect(self) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError("executor=ray needs ray: pip install 'dense_retrieval[ray]'") from error
-        if ray.is_initialized():
-            return
-        named = f"executor.address={self.address}"
-        host, _, port = self.address.rpartition("://")[2].rpartition(":")
-        try:
-            if host and port.isdigit():  # Ray itself tries for minutes
-                socket.create_connection((host, int(port)), _SECONDS).close()
-            ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False)
-        except (OSError, ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise InputError(
-                f"{named}: no Ray cluster answers there ({reason}); give the head's host:port, or start one with "
-                "`ray start --head`"
-            ) from error
+        connect(self.address, f"executor.address={self.address}")
 
     def _actors(self, device: str | None) -> tuple[list[str], dict[str, Any]]:
         """Of each actor its device, and the resources that it takes.
@@ -126,6 +109,34 @@ class Ray:
             raise InputError(f"executor.devices={self.devices}: the cluster has {sum(cpus)} CPUs; lower it")
         each = max(1, sum(cpus) // n) if n and device else min(cpus)
         return ["cpu"] * (n if n and device else sum(number // each for number in cpus)), {"num_cpus": each}
+
+
+def connect(address: str, named: str) -> None:
+    """Join a cluster, if this process has not.
+
+    Args:
+        named: what chose the address, for error messages.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(f"{named} needs ray: pip install 'dense_retrieval[ray]'") from error
+    if ray.is_initialized():
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), _SECONDS).close()
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(
+            f"{named}: no Ray cluster answers there ({reason}); give the head's host:port, or start one with "
+            "`ray start --head`"
+        ) from error
 
 
 @functools.cache

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -63,6 +65,81 @@ LAUNCHERS = {"torchrun": by_torchrun, "slurm": by_slurm}
 def tuned(folder: Path) -> torch.Tensor:
     weights = load_file(folder / "model/model.safetensors")
     return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two nodes with a CPU each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    of = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False},
+    )
+    of.add_node(num_cpus=1, object_store_memory=80_000_000)
+    yield of.address
+    of.shutdown()
+
+
+def by_ray(address: str, folder: Path, *overrides: str, processes: int = 2) -> subprocess.CompletedProcess:
+    arguments = [
+        sys.executable,
+        "-m",
+        "dense_retrieval.on_ray",
+        f"--processes={processes}",
+        f"--address={address}",
+    ]
+    return subprocess.run(
+        [*arguments, *overrides], cwd=folder, env=CLEAN, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_ray_cluster_gives_what_one_process_gives(cluster, project, own, one):
+    ended = by_ray(cluster, project, *own, "hydra.run.dir=runs/ray")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert sum("training: built in" in line for line in ended.stdout.splitlines()) == 1
+    torch.testing.assert_close(tuned(project / "runs/ray"), tuned(project / "runs/one"), atol=1e-6, rtol=1e-5)
+    forget_training(project, "ray")
+
+
+def test_a_process_lost_on_ray_is_replaced(cluster, project, own, one):
+    """With it the others are started again; the training goes on from its last checkpoint."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "dense_retrieval.on_ray",
+        "--processes=2",
+        f"--address={cluster}",
+        *own,
+    ]
+    arguments += ["hydra.run.dir=runs/lost", "trainer.every_n_steps=2"]
+    running = subprocess.Popen(
+        arguments, cwd=project, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list((project / "cache").glob("training-*.partial/curves")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    for process in psutil.process_iter(["cmdline"]):
+        if "dense_retrieval.run" in (process.info["cmdline"] or []) and process.environ().get("RANK") == "1":
+            process.parent().kill()
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 0 and said.count("starting again") == 1, said[-3000:]
+    torch.testing.assert_close(
+        tuned(project / "runs/lost"), tuned(project / "runs/one"), atol=1e-6, rtol=1e-5
+    )
+    forget_training(project, "lost")
+
+
+def test_a_ray_cluster_says_what_is_wrong(cluster, project, own):
+    too_many = by_ray(cluster, project, *own, processes=3)
+    assert too_many.stderr.splitlines()[-1] == "error: --processes 3: the cluster has 2 CPUs"
+    nowhere = by_ray("127.0.0.1:1", project, *own)
+    assert nowhere.stderr.splitlines()[-1].startswith(
+        "error: --address 127.0.0.1:1: no Ray cluster answers there"
+    )
+    refused = by_ray(cluster, project, *own, "trainer.devices=3")
+    assert refused.returncode == 1 and "started 2; leave both settings out" in refused.stdout
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ LAYERS = [
     ["chain"],
     ["forecast"],
     ["plan", "comparison", "follow"],
-    ["run", "generate", "compare", "cache", "search"],
+    ["run", "generate", "compare", "cache", "search", "on_ray"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
