@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PAIRS_IN_MEMORY = 1_000_000  # whose texts and keys are
 _PAIRS_AT_ONCE = 2048  # a shard: what a kill can cost
 
 Pairs: TypeAlias = tuple[list[str], list[str]]  # N queries, N passages
@@ -116,7 +117,7 @@ def score_candidates(
     """The candidates with the teacher's scores, in the retriever's order; and how many pairs were scored anew.
 
     Pairs that the memo has, of this or another run, are not scored again. The others are sorted by
-    length, all queries' together, so that little is padding, and put into the memo as they come.
+    length, those of many queries together, so that little is padding, and put into the memo as they come.
 
     Args:
         load_teacher: called if there is a pair to score; with several devices, on each.
@@ -131,6 +132,30 @@ def score_candidates(
     Raises:
         InputError: the teacher gave a score that is not a finite number.
     """
+    load = Scorer(load_teacher, bf16, max_tokens, reads)
+    at_once = max(1, _PAIRS_IN_MEMORY // candidates.passages.shape[1])
+    scored, new = [], 0
+    for start in range(0, max(1, len(candidates.passages)), at_once):
+        rows = slice(start, start + at_once)
+        some = CandidateList(candidates.passages[rows], candidates.scores[rows])
+        texts = [queries[row] for row in range(start, start + len(some.passages))]
+        part, computed = _score_some(load, some, texts, passages, memo, label, executor, device)
+        scored.append(part.scores)
+        new += computed
+    return CandidateList(candidates.passages, np.concatenate(scored)), new
+
+
+def _score_some(
+    load: Scorer,
+    candidates: CandidateList,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    memo: Memo,
+    label: str,
+    executor: Executor,
+    device: str,
+) -> tuple[CandidateList, int]:
+    """As :func:`score_candidates`; all pairs' texts are in memory."""
     query, position = np.nonzero(candidates.passages >= 0)
     query_texts = [queries[int(q)] for q in query]
     used, inverse = np.unique(candidates.passages[query, position], return_inverse=True)
@@ -151,7 +176,6 @@ def score_candidates(
 
     parts = even(len(missing), _PAIRS_AT_ONCE)
     shards = ((n, pairs_of(missing[part])) for n, part in enumerate(parts))
-    load = Scorer(load_teacher, bf16, max_tokens, reads)
     with Progress(transient=True) as progress, executor.workers(load, device) as computed:
         bar = progress.add_task(label, total=len(missing))
         for number, values in computed(shards, partial(progress.advance, bar)):

@@ -74,6 +74,22 @@ def test_scores_equal_plain_transformers(cross_encoder_folder, tmp_path, max_tok
             np.testing.assert_allclose(scored.scores[q, k], expected, atol=1e-5)
 
 
+def test_scores_are_those_of_pairs_that_do_not_fit_in_memory_together(
+    cross_encoder_folder, tmp_path, monkeypatch
+):
+    """A query's list at a time; a pair that comes again in a later one is not scored again."""
+    teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
+    twice = CandidateList(*(np.concatenate([of, of]) for of in (CANDIDATES.passages, CANDIDATES.scores)))
+    found = {}
+    for name, most in {"together": 1_000_000, "apart": 1}.items():
+        monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_IN_MEMORY", most)
+        with Memo(tmp_path / name) as memo:
+            found[name] = score_candidates(lambda: teacher, twice, [*QUERIES, *QUERIES], PASSAGES, memo)
+    assert found["apart"][1] == (CANDIDATES.passages >= 0).sum()
+    np.testing.assert_array_equal(found["apart"][0].passages, twice.passages)
+    np.testing.assert_allclose(found["apart"][0].scores, found["together"][0].scores, atol=1e-6)
+
+
 def test_scoring_goes_on_after_a_kill(cross_encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dense_retrieval.teacher.score._PAIRS_AT_ONCE", 2)
     teacher = SequenceClassifier.load(str(cross_encoder_folder), max_length=32)
