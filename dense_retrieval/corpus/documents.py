@@ -147,7 +147,8 @@ def split(document: Document, measure: Tokenizer, tokens: int, overlap: int) -> 
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
     kind = TextSplitter if document.id.lower().endswith((".txt", ".pdf")) else MarkdownSplitter
-    cut = kind.from_huggingface_tokenizer(measure, tokens, overlap=min(overlap, tokens // 2))
+    room = tokens - measure.num_special_tokens_to_add(is_pair=False)  # which the splitter does not count
+    cut = kind.from_huggingface_tokenizer(measure, room, overlap=min(overlap, room // 2))
     parts: list[str] = []
     heading = ""
     for part in cut.chunks(document.text):

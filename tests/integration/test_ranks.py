@@ -138,7 +138,7 @@ def test_a_ray_cluster_says_what_is_wrong(cluster, project, own):
     assert nowhere.stderr.splitlines()[-1].startswith(
         "error: --address 127.0.0.1:1: no Ray cluster answers there"
     )
-    refused = by_ray(cluster, project, *own, "trainer.devices=3")
+    refused = by_ray(cluster, project, *own, "trainer.devices=3", "hydra.run.dir=refused")
     assert refused.returncode == 1 and "started 2; leave both settings out" in refused.stdout
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from tokenizers import Tokenizer
@@ -105,6 +105,7 @@ def test_a_passage_ends_where_a_sentence_or_a_section_does(folder):
 
 
 @settings(max_examples=30, deadline=None)
+@example(["a", "a", "a", "a..a", "a.a.a.", "a.a.a.a.", "aaaaaaaaaa", "aaaaaaaaaa"], 32, 0)
 @given(
     st.lists(st.text("ab cé.\n#", min_size=1, max_size=60), min_size=1, max_size=8),
     st.integers(32, 64),
