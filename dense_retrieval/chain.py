@@ -4,28 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dense_retrieval.candidates.difficulty import Difficulty
+from dense_retrieval.candidates.difficulty import SAMPLE, Difficulty
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
-from dense_retrieval.pipeline import (
-    Labels,
-    Log,
-    Part,
-    bm25,
-    embedded,
-    measured,
-    prepare,
-    searchers_views,
-    tune,
-    untuned,
-)
+from dense_retrieval.pipeline import Labels, Log, Part, prepare, tune
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
+from dense_retrieval.views import bm25, embedded, measured, searchers_views, untuned
 
 
 @dataclass(frozen=True)
@@ -99,8 +89,8 @@ def describe(c: Config, log: Log) -> Chain:
         },
         {
             name: {
-                "training queries": measured(part.c, part.corpus, part.queries, "queries"),
-                "test queries": measured(part.c, part.corpus, tested[name], "test queries"),
+                "training queries": measured(part.c, part.corpus, part.queries, "queries", SAMPLE),
+                "test queries": measured(part.c, part.corpus, tested[name], "test queries", SAMPLE),
             }
             for name, part in parts.items()
         },

@@ -18,6 +18,8 @@ from typing import Any
 from dense_retrieval.ray_executor import connect
 from dense_retrieval.records import InputError
 
+_TRIES = 4  # before nodes that die are taken for more than bad luck
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dense_retrieval.on_ray", description=__doc__)
@@ -25,17 +27,14 @@ def main() -> None:
         "--processes", type=int, required=True, help="one a GPU, or a CPU where there are no GPUs"
     )
     parser.add_argument("--address", default="auto", help="of the cluster (default: the one of this machine)")
-    parser.add_argument(
-        "--failures", type=int, default=3, help="of nodes, before it ends (default: %(default)s)"
-    )
     given, overrides = parser.parse_known_args()
     try:
-        sys.exit(run(overrides, given.processes, given.address, given.failures))
+        sys.exit(run(overrides, given.processes, given.address))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
-def run(overrides: list[str], processes: int, address: str, failures: int = 3) -> int:
+def run(overrides: list[str], processes: int, address: str) -> int:
     """The status of process 0, whose output is printed as it comes.
 
     Raises:
@@ -51,7 +50,7 @@ def run(overrides: list[str], processes: int, address: str, failures: int = 3) -
     if not 1 <= processes <= there:
         raise InputError(f"--processes {processes}: the cluster has {there} {unit}s")
     each = {"CPU": 1.0} | ({"GPU": 1.0} if unit == "GPU" else {})
-    for _ in range(1 + failures):
+    for _ in range(_TRIES):
         places = placement_group([each] * processes, strategy="PACK")
         try:
             return _started(places, processes, unit == "GPU", overrides)
@@ -62,9 +61,7 @@ def run(overrides: list[str], processes: int, address: str, failures: int = 3) -
             print(f"a node of the cluster was lost: {reason}; starting again", file=sys.stderr)
         finally:
             remove_placement_group(places)
-    raise InputError(
-        f"nodes of the cluster were lost {failures + 1} times; the same command goes on from there"
-    )
+    raise InputError(f"nodes of the cluster were lost {_TRIES} times; the same command goes on from there")
 
 
 def _started(places: Any, processes: int, on_gpu: bool, overrides: list[str]) -> int:

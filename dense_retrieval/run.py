@@ -25,12 +25,13 @@ from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
 from dense_retrieval.nodes import asked_devices, engine_of, hardware
-from dense_retrieval.pipeline import Labels, Part, tokenized
+from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
 from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
 from dense_retrieval.training.curves import replay, training_loss
+from dense_retrieval.views import tokenized
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, f
     steps, queries = chain.difficulty[title], chain.parts[title].queries
     store.build(*steps.values(), queries)
     trained, tested = (store.load(of) for of in steps.values())
-    types = np.array(list(_column(store, queries, "queries", "querytype")))
+    types = np.array(list(_column(store, queries, "queries", "querytype")))[trained.rows]
     found = {kind: trained[types == kind].profile() for kind in np.unique(types).tolist()}
     found["test queries"] = tested.profile()
     log.info("how hard the queries are:\n%s", report.difficulty(found))

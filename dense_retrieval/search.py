@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dense_retrieval import pipeline
+from dense_retrieval import views
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.checks import check
 from dense_retrieval.config import CONF
@@ -92,10 +92,10 @@ def results(
     check(config)
     if "members" in config.data:
         raise InputError("data=mixture: search one of its corpora, data=NAME")
-    store, corpus = Store(Path(config.cache_dir)), pipeline.corpus_of(config)
-    weights = {UNTUNED: pipeline.untuned(config), TUNED: Outside(model)}
-    steps = {name: pipeline.embedded(config, corpus, "passages", of) for name, of in weights.items()}
-    index = pipeline.bm25(config, corpus)
+    store, corpus = Store(Path(config.cache_dir)), views.corpus_of(config)
+    weights = {UNTUNED: views.untuned(config), TUNED: Outside(model)}
+    steps = {name: views.embedded(config, corpus, "passages", of) for name, of in weights.items()}
+    index = views.bm25(config, corpus)
     store.build(corpus, index, *steps.values())
     texts, bm25 = store.load(corpus).passages["text"], store.load(index)
     passages = {name: store.load(step) for name, step in steps.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dense_retrieval.candidates.bm25 import BM25
 
 DEPTH = 1000  # ranks beyond are DEPTH + 1
+SAMPLE = 1000  # queries that tell how hard a set of them is
+_AT_ONCE = 2000  # queries whose lists are in memory
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Difficulty:
     Attributes:
         bm25, student: ``(Q,)`` int64, the best rank of a relevant passage, from 1.
         overlap: ``(Q,)`` share of the query's words, stop words aside, that stand in a relevant passage.
+        rows: ``(Q,)`` int64, which of the queries that were asked for; none is all of them.
     """
 
     bm25: np.ndarray
     student: np.ndarray
     overlap: np.ndarray
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def load(cls, folder: Path) -> Difficulty:
@@ -41,7 +45,7 @@ class Difficulty:
             return cls(**arrays)
 
     def save(self, folder: Path) -> None:
-        np.savez(folder / "difficulty.npz", bm25=self.bm25, student=self.student, overlap=self.overlap)
+        np.savez(folder / "difficulty.npz", **vars(self))
 
     @property
     def hardness(self) -> np.ndarray:
@@ -50,7 +54,9 @@ class Difficulty:
         return np.mean([np.searchsorted(np.sort(of), of, side="right") / len(of) for of in measures], axis=0)
 
     def __getitem__(self, rows: np.ndarray) -> Difficulty:
-        return Difficulty(self.bm25[rows], self.student[rows], self.overlap[rows])
+        return Difficulty(
+            self.bm25[rows], self.student[rows], self.overlap[rows]
+        )  # of those that were measured
 
     def profile(self) -> dict[str, float]:
         """As ``metrics.json`` has it."""
@@ -96,7 +102,11 @@ def _relevant(qrels: Qrels, n: int) -> list[np.ndarray]:
     return [qrels.passage[good & (qrels.query == row)] for row in range(n)]
 
 
-@stage(Difficulty.load, speed=("device",), forecast=lambda tested, **_: {"queries": tested["queries"]})
+def _measured(tested: Counted, sample: int | None, **_: Any) -> dict[str, float]:
+    return {"queries": tested["queries"] if sample is None else np.minimum(sample, tested["queries"])}
+
+
+@stage(Difficulty.load, speed=("device",), forecast=_measured)
 def difficulty(
     folder: Path,
     tested: Folder[TestSet] | Folder[Dataset],
@@ -106,28 +116,34 @@ def difficulty(
     passage_embeddings: Folder[np.ndarray],
     /,
     *,
+    sample: int | None,
     device: str,
 ) -> Counts:
     """How hard some queries are.
 
     Args:
         tested: queries with judgements, or synthetic ones with their sources.
+        sample: how many of them, drawn at random, are measured; None is all.
     """
     from dense_retrieval.candidates.dense import search
 
     loaded = tested.load()
     test = loaded if isinstance(loaded, TestSet) else TestSet.of_sources(loaded)
-    asked, texts = list(test.queries["text"]), corpus.load().passages["text"]
-    relevant = _relevant(test.qrels, len(asked))
-    k = min(DEPTH, len(texts))
-    by_student = search(query_embeddings.load(), passage_embeddings.load(), k, device=device)
-    found = Difficulty(
-        best_rank(index.load().search(asked, k), relevant),
-        best_rank(by_student, relevant),
-        overlap(asked, [[texts[int(row)] for row in of] for of in relevant]),
-    )
-    found.save(folder)
-    return {"queries": len(asked)}
+    texts, relevant = corpus.load().passages["text"], _relevant(test.qrels, len(test.queries))
+    rows = np.arange(len(test.queries))
+    if sample is not None and sample < len(rows):
+        rows = np.sort(np.random.default_rng(0).choice(rows, sample, replace=False))
+    words, of_queries, of_passages = index.load(), query_embeddings.load(), passage_embeddings.load()
+    k, parts = min(DEPTH, len(texts)), [np.zeros((3, 0))]
+    for some in np.array_split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
+        asked, wanted = test.queries.select(some)["text"][:], [relevant[row] for row in some]
+        by_student = search(of_queries[some], of_passages, k, device=device)
+        ranks = best_rank(words.search(asked, k), wanted), best_rank(by_student, wanted)
+        shared = overlap(asked, [[texts[int(row)] for row in of] for of in wanted])
+        parts.append(np.stack([*ranks, shared]))
+    bm25, student, shares = np.concatenate(parts, 1)
+    Difficulty(bm25.astype(np.int64), student.astype(np.int64), shares, rows).save(folder)
+    return {"queries": len(rows)}
 
 
 def hardest(querytypes: Sequence[str], measured: Difficulty, share: float) -> np.ndarray:

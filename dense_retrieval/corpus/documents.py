@@ -18,7 +18,7 @@ import numpy as np
 
 from dense_retrieval.corpus.lines import json_objects
 from dense_retrieval.corpus.text import passage_text
-from dense_retrieval.records import PASSAGES, Corpus, InputError, features
+from dense_retrieval.records import PASSAGES, Corpus, InputError, read_table, write_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -72,7 +72,6 @@ def read_documents(
     Raises:
         InputError: no document there; a table without the column of texts.
     """
-    from datasets import Dataset
     from tokenizers import Tokenizer
 
     if overlap_tokens >= passage_tokens // 2:
@@ -94,17 +93,12 @@ def read_documents(
                 found["passages"] += 1
                 yield {"id": f"{document.id}#{number}", "title": document.title, "text": shown}
 
-    with tempfile.TemporaryDirectory() as arrow:
-        try:
-            table = Dataset.from_generator(passages, features=features(PASSAGES), cache_dir=arrow)
-        except Exception as error:  # datasets wraps what the generator raised, and refuses no rows
-            if isinstance(error.__cause__, InputError):
-                raise error.__cause__ from None
-            if not found["passages"]:
-                raise InputError(
-                    f"data.path={path}: no document with a text there; it takes {', '.join(READERS)}"
-                ) from None
-            raise
+    with tempfile.TemporaryDirectory() as unnamed:  # what is mapped stays readable
+        file = Path(unnamed) / "passages.arrow"
+        write_rows(passages(), PASSAGES, file)
+        table = read_table(file)
+    if not len(table):
+        raise InputError(f"data.path={path}: no document with a text there; it takes {', '.join(READERS)}")
     log.info("%s: %s", path, ", ".join(f"{n} {what}" for what, n in found.items()))
     return Corpus(table, {}, {}, np.array([], dtype=np.int64))
 
@@ -195,15 +189,8 @@ def _csv(file: Path, name: str, columns: Columns) -> Iterator[Document]:
         yield from _rows(csv.DictReader(stream), file, name, columns)
 
 
-def _jsonl(file: Path, name: str, columns: Columns) -> Iterator[Document]:
+def _records(file: Path, name: str, columns: Columns) -> Iterator[Document]:
     yield from _rows((record for _, record in json_objects(file)), file, name, columns)
-
-
-def _parquet(file: Path, name: str, columns: Columns) -> Iterator[Document]:
-    from pyarrow import parquet
-
-    batches = parquet.ParquetFile(file).iter_batches()
-    yield from _rows((row for batch in batches for row in batch.to_pylist()), file, name, columns)
 
 
 def _rows(rows: Any, file: Path, name: str, columns: Columns) -> Iterator[Document]:
@@ -226,6 +213,6 @@ READERS: dict[str, Callable[[Path, str, Columns], Iterator[Document]]] = {
     ".htm": _html,
     ".pdf": _pdf,
     ".csv": _csv,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
+    ".jsonl": _records,
+    ".parquet": _records,
 }

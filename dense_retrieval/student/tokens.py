@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TEXTS_A_SHARD = 10_000  # what a kill can cost
-_SAMPLE = 100_000  # texts that the lengths are taken from
+_SAMPLE = 10_000  # texts that the lengths are taken from
 _WHOLE = 0.95  # share of the passages that passage_length=auto cuts nothing of
 
 
@@ -124,7 +124,7 @@ def tokenize(
 
 
 def sampled_lengths(texts: Sequence[str], tokenizer: Any, prefix: str) -> np.ndarray:
-    """Tokens of ``prefix + text``, special ones included, of a random sample of at most 100,000 texts."""
+    """Tokens of ``prefix + text``, special ones included, of a random sample of at most 10,000 texts."""
     rows = np.arange(len(texts))
     if len(rows) > _SAMPLE:
         rows = np.sort(np.random.default_rng(0).choice(rows, _SAMPLE, replace=False))
@@ -203,7 +203,7 @@ def tokens(
         length: tokens, prefix and special ones included; None is as long as the model can read, "auto" as long
             as 95 of 100 texts, at most that.
 
-    Of passages it also counts the ``length``, and by a sample of 100,000 the shares of the passages that are cut
+    Of passages it also counts the ``length``, and by a sample of 10,000 the shares of the passages that are cut
     and of the tokens that are lost.
     """
     named = f"student.path={tokenizer.path}"

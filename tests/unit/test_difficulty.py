@@ -1,12 +1,18 @@
 """How hard queries are, by hand and by naive loops; and that the hardest are kept."""
 
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from conftest import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dense_retrieval.candidates.difficulty import Difficulty, best_rank, hardest, overlap
-from dense_retrieval.records import CandidateList
+from dense_retrieval.candidates.bm25 import BM25
+from dense_retrieval.candidates.difficulty import Difficulty, best_rank, difficulty, hardest, overlap
+from dense_retrieval.records import PASSAGES, QUERIES, CandidateList, TestSet, table
 
 
 def test_ranks_by_hand():
@@ -53,6 +59,31 @@ def test_the_hardest_of_each_type_are_kept():
     assert hardest(types, measured, 1).tolist() == [*range(6)]
     assert hardest(types, measured, 0.01).tolist() == [1, 2]  # of each type one at least
     assert hardest([], measured[np.array([], dtype=int)], 0.5).tolist() == []
+
+
+def test_a_sample_is_measured_as_all_are():
+    """Against ranks by naive sorting."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(30)]
+    rows = rng.permutation(30)[:9]
+    columns = {"id": [f"q{n}" for n in range(9)], "text": [" ".join(texts[row].split()[:3]) for row in rows]}
+    queries = table(columns | {"querytype": ["claim"] * 9, "source": rows.tolist()}, QUERIES)
+    passages = table({"id": list(map(str, range(30))), "title": [""] * 30, "text": texts}, PASSAGES)
+    embedded = rng.normal(size=(9, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
+    inputs = TestSet.of_sources(queries), SimpleNamespace(passages=passages), BM25(texts), *embedded
+    found = {}
+    for sample in (None, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            folders = [SimpleNamespace(load=lambda of=of: of) for of in inputs]
+            difficulty.function(Path(folder), *folders, sample=sample, device="cpu")
+            found[sample] = Difficulty.load(Path(folder))
+    scores = embedded[0] @ embedded[1].T
+    naive = [1 + (scores[q] > scores[q, row]).sum() for q, row in enumerate(rows)]
+    assert found[None].student.tolist() == naive and found[None].rows.tolist() == [*range(9)]
+    chosen = found[4].rows
+    assert len(chosen) == 4
+    for name in ("bm25", "student", "overlap"):
+        assert getattr(found[4], name).tolist() == getattr(found[None], name)[chosen].tolist()
 
 
 def test_a_profile_by_hand():

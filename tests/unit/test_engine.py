@@ -15,7 +15,6 @@ from hydra import compose, initialize_config_dir
 
 from dense_retrieval.config import CONF
 from dense_retrieval.nodes import engine_of
-from dense_retrieval.pipeline import corpus_of, embedded, untuned
 from dense_retrieval.records import InputError
 from dense_retrieval.student import engine
 from dense_retrieval.student.bi_encoder import BiEncoder
@@ -23,6 +22,7 @@ from dense_retrieval.student.encode import encode
 from dense_retrieval.student.export_engine import export_to
 from dense_retrieval.student.fastest import _speeds, fastest
 from dense_retrieval.student.tokens import Tokens, tokenize
+from dense_retrieval.views import corpus_of, embedded, untuned
 
 
 @pytest.fixture(scope="module")

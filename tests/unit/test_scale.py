@@ -14,11 +14,11 @@ from dense_retrieval import scale
 from dense_retrieval.chain import describe
 from dense_retrieval.config import CONF
 from dense_retrieval.nodes import passage_length, student_settings
-from dense_retrieval.pipeline import tokenized
 from dense_retrieval.records import InputError
 from dense_retrieval.search import _model_of
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import sampled_lengths, shares_cut, whole_for_most
+from dense_retrieval.views import tokenized
 
 SIZES = (
     "student.passage_length",
