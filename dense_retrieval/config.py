@@ -217,6 +217,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "file": generators.QueryFile,
         "llama_cpp_schema": generators.LlamaCpp,
         "openai_schema": generators.OpenAI,
+        "openvino_schema": generators.OpenVINO,
         "transformers_schema": generators.Transformers,
         "vllm_schema": generators.VLLM,
     },

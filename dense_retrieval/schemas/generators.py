@@ -43,6 +43,16 @@ class LlamaCpp(LanguageModel):
 
 
 @dataclass
+class OpenVINO(LanguageModel):
+    """OpenVINO GenAI, in this process, on a CPU."""
+
+    _target_: str = "dense_retrieval.queries.backends.openvino.OpenVINO"
+    path: str = setting(MISSING, "GGUF file, or folder of a model that was exported for OpenVINO")
+    context: int = setting(2048, "tokens of prompt and answer", least=1)
+    threads: int | None = setting(None, "null = all cores", least=1)
+
+
+@dataclass
 class OpenAI(LanguageModel):
     """A server that speaks OpenAI's chat completions."""
 

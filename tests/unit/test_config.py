@@ -50,7 +50,7 @@ def test_every_choice_composes_by_one_override(group, choice):
         "data": {"beir": ["path"], "documents": ["path"], "mixture": ["members"]},
         "student": {"custom": ["path", "pooling"]},
         "teacher": {"custom": ["path"], "ensemble": ["members"]},
-        "generator": {"llama_cpp": ["path"], "openai": ["url", "model"]},
+        "generator": {"llama_cpp": ["path"], "openai": ["url", "model"], "openvino": ["path"]},
     }
     missing = {k.removeprefix(f"{group}.") for k in OmegaConf.missing_keys(config)}
     assert missing == set(free.get(group, {}).get(choice, []))
