@@ -1,4 +1,4 @@
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -12,6 +12,9 @@ lint: .venv/done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/done
+	$(BIN)/mkdocs build --strict
 
 .venv/done: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv

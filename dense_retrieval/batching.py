@@ -28,8 +28,9 @@ def pack(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         Index arrays that together hold ``0..N-1`` once each. The longest batch comes first, so
         that a size that does not fit in memory fails at once.
 
-    >>> [b.tolist() for b in pack(np.array([3, 9, 4, 5]), max_tokens=10)]
-    [[1], [3, 2], [0]]
+    Examples:
+        >>> [b.tolist() for b in pack(np.array([3, 9, 4, 5]), max_tokens=10)]
+        [[1], [3, 2], [0]]
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, start = [], 0

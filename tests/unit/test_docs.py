@@ -23,7 +23,6 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     before = set(sys.modules)
     namespace = {"folder": tmp_path}
     blocks = re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    assert len(blocks) > 1
     for language, code in blocks:
         if named := NAMES.match(code):
             (tmp_path / named[1]).write_text(code)
