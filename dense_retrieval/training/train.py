@@ -31,7 +31,7 @@ _SPEED = (
 def _most(
     groups: Counted, weights: Counted, stored: list[Counted] | None, trainer: dict[str, Any], **_: Any
 ) -> dict[str, float]:
-    """Passages read, or queries where these alone are, if no epoch is the last but the last; what the student will be."""
+    """Passages read, or queries where these alone are, if training does not stop early; what the student will be."""
     student = {"bytes": weights_size(weights), "dimension": dimension(weights)}
     epochs = trainer["max_epochs"]
     read = {"queries": groups["groups"]} if stored else {"passages": groups["pairs"]}
