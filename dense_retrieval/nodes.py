@@ -259,7 +259,7 @@ def engine_of(c: Config) -> str:
 
 def student_settings(c: Config, *unkeyed: str) -> Settings:
     """The arguments of the student, but for its weights; a length that the corpus says is None."""
-    found = settings(c.student, "path", "revision", "engine", "float16_from", unkeyed=unkeyed)
+    found = settings(c.student, "path", "revision", "engine", "float16_from", "tune", unkeyed=unkeyed)
     return Settings(found | {"passage_length": None}, found.keyed) if passage_length(c) == "auto" else found
 
 
@@ -273,3 +273,14 @@ def passage_length(c: Config) -> int | str:
     if found != "auto" and (isinstance(found, bool) or not isinstance(found, int)):
         raise InputError(f"student.passage_length={found} is neither a number of tokens nor auto")
     return found
+
+
+def tunes_passages(c: Config) -> bool:
+    """Whether the passages' embeddings are learnt too, or only the queries': ``student.tune``.
+
+    Raises:
+        InputError: neither.
+    """
+    if c.student.tune not in ("both", "queries"):
+        raise InputError(f"student.tune={c.student.tune} is unknown; use both or queries")
+    return c.student.tune == "both"

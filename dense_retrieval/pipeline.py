@@ -35,6 +35,7 @@ from dense_retrieval.nodes import (
     student_settings,
     teachers,
     token_limits,
+    tunes_passages,
 )
 from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
@@ -230,12 +231,13 @@ def distil(
     of_queries = {name: part.queries for name, part in parts.items()}
     of_groups = {name: of.groups for name, of in labels.items()}
     taus = c.loss.student_temperature, c.loss.teacher_temperature
+    embedded_passages = {n: embedded(part.c, part.corpus, "passages", start) for n, part in parts.items()}
     fitted = temperatures(
         of_groups,
         {name: of.candidates for name, of in labels.items()},
         of_queries,
-        {name: embedded(c, part.queries, "queries", start) for name, part in parts.items()},
-        {name: embedded(c, part.corpus, "passages", start) for name, part in parts.items()},
+        {name: embedded(part.c, part.queries, "queries", start) for name, part in parts.items()},
+        embedded_passages,
         student=taus[0],
         teacher=taus[1],
     )
@@ -256,6 +258,7 @@ def distil(
         {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
         later.queries if later else None,
         later.corpus if later else None,
+        None if tunes_passages(c) else embedded_passages,
         student=student_settings(c, *NOT_TRAINING),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,

@@ -102,6 +102,7 @@ def _run(config: Config) -> float:
         "versions": versions(),
         "commit": commit(),
         "passage_length": report.passage_length(training / "model"),
+        "tune": config.student.tune,
     }
     rows: dict[str, list[table.SystemRow]] = {}
     verdicts: dict[str, str] = {}
@@ -277,7 +278,8 @@ def _reported(
     judged = _qrels(store, chain.tests[title])
     report.write(folder, queries, passages, judged, measured.rankings, measured.values, rows, facts)
     queried = table.TESTED.get(part.c.evaluation.split, "")
-    Console().print(table.terminal(rows, ". ".join(filter(None, (f"{name} {title}".strip(), queried)))))
+    kept = table.QUERIES_ALONE if facts["tune"] == "queries" else ""
+    Console().print(table.terminal(rows, ". ".join(filter(None, (f"{name} {title}".strip(), queried, kept)))))
     if by_type:
         Console().print(table.by_querytype(by_type, "synthetic queries of held-out passages"))
     return rows

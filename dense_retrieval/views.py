@@ -20,6 +20,7 @@ from dense_retrieval.nodes import (
     plain,
     settings,
     student_settings,
+    tunes_passages,
 )
 from dense_retrieval.records import Corpus, InputError, TestSet
 from dense_retrieval.stage import Folder, Outside, Step
@@ -85,11 +86,14 @@ def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
 def embedded(
     c: Config, texts: Folder[Any], of: str, weights: Folder[Path], engine: str | None = None
 ) -> Step[np.ndarray]:
-    """Embeddings of what :func:`tokenized` takes, by a student.
+    """Embeddings of what :func:`tokenized` takes, by a student; with ``student.tune=queries`` passages keep those
+    of the untuned student, whoever asks.
 
     Args:
         engine: None is the configuration's.
     """
+    if of == "passages" and not tunes_passages(c):
+        weights = untuned(c)
     on, student, engine = hardware(c), student_settings(c, *_NOT_EMBEDDING), engine or engine_of(c)
     file = None
     if engine != "torch":

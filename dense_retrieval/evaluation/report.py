@@ -30,14 +30,15 @@ def write(
 
     Args:
         rankings, values: system name -> its ranking, and metric -> ``(Q,)`` values.
-        facts: what else ``metrics.json`` says: yields, temperatures, training.
+        facts: what else ``metrics.json`` says: yields, temperatures, training, what of the student was tuned.
     """
     import pyarrow
     from pyarrow import parquet
 
     metrics = {"systems": {row.system: asdict(row) for row in rows}} | dict(facts)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    (folder / "results.md").write_text(table.markdown(list(rows)))
+    note = f"\n{table.QUERIES_ALONE}.\n" if facts["tune"] == "queries" else ""
+    (folder / "results.md").write_text(table.markdown(list(rows)) + note)
     query_ids, passage_ids = list(query_ids), list(passage_ids)  # a column reads its file at every access
     names = list(rows[0].means)
     columns: dict[str, list] = {"system": [], "query": [], **{metric: [] for metric in names}}
@@ -130,16 +131,23 @@ def model_card(
     asked = settings["evaluation"]["query_length"]
     queries = "queries as long as the model can read" if asked is None else f"queries of up to {asked} tokens"
     prefixes = f"query prefix {student['query_prefix']!r}, passage prefix {student['passage_prefix']!r}"
+    what, kept, load, passages = "dense retriever", "", 'model = SentenceTransformer("this folder")', "model"
+    if student["tune"] == "queries":
+        what, passages = "query encoder", "untuned"
+        kept = f"{table.QUERIES_ALONE}. An index of `{_named('student')}` stays as it is.\n\n"
+        load += (
+            f'\nuntuned = SentenceTransformer("{_named("student")}")  # which embedded the index\'s passages'
+        )
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 ---
-# A dense retriever tuned by dense_retrieval
+# A {what} tuned by dense_retrieval
 
 Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
 {queries}, passages of up to {facts["passage_length"]} tokens; {prefixes}.
 
-Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
+{kept}Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
 `{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.
 
 {tested}, differences and p-values (paired t-test) to the untuned student:
@@ -149,8 +157,8 @@ Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} q
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("this folder")
-similarity = model.similarity(model.encode_query(["a query"]), model.encode_document(["a passage"]))
+{load}
+similarity = model.similarity(model.encode_query(["a query"]), {passages}.encode_document(["a passage"]))
 ```
 """
 

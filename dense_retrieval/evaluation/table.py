@@ -14,6 +14,7 @@ TESTED = {  # split -> whose queries these are, where they are not people's
     "synthetic": "Synthetic queries of held-out passages, which a language model wrote",
     "synthetic_dev": "Synthetic queries, which also chose the checkpoint",
 }
+QUERIES_ALONE = "Only queries are embedded by the tuned student: passages keep the untuned one's embeddings"
 SHOWN = 3  # of a run's metrics, the main one first
 
 

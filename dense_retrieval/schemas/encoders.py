@@ -25,6 +25,11 @@ class Student:
         least=4,
     )
     dropout: float = setting(0.0, "probability", least=0, below=1)
+    tune: str = setting(
+        "both",
+        "what learns: both, or queries alone; then the passages keep the untuned student's embeddings, and an index "
+        "of these stays as it is",
+    )
     attention: str | None = setting(
         None, "transformers' name of an implementation, such as flash_attention_2; null = its choice"
     )

@@ -20,6 +20,7 @@ from dense_retrieval.student.tokens import Tokens, joined
 from dense_retrieval.training import memory
 from dense_retrieval.training.gradient_cache import OutOfMemory, Terms, backward, embed, is_out_of_memory
 from dense_retrieval.training.scored_later import ScoredLater
+from dense_retrieval.training.stored import StoredEmbeddings
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,12 @@ def mean_ndcg(queries: Tensor, positives: Tensor, passages: Tensor, rows: Tensor
 
 
 class BatchTexts:
-    """The B queries of a batch, then its U unique passages: B + U token sequences."""
+    """The B queries of a batch, then its U unique passages: B + U token sequences; without passages B."""
 
-    def __init__(self, batch: Batch, queries: Tokens, passages: Tokens, device: torch.device) -> None:
-        self.tokens = joined([queries.select(batch.queries.numpy()), passages.select(batch.passages.numpy())])
+    def __init__(self, batch: Batch, queries: Tokens, passages: Tokens | None, device: torch.device) -> None:
+        self.tokens = queries.select(batch.queries.numpy())
+        if passages is not None:
+            self.tokens = joined([self.tokens, passages.select(batch.passages.numpy())])
         self.lengths = self.tokens.lengths
         self.device = device
 
@@ -66,6 +69,7 @@ class DistillationModule(LightningModule):
 
     Args:
         query_tokens, passage_tokens: token ids of all training queries and of the corpus.
+        stored: embeddings that the passages keep: then only queries are encoded, and learnt.
         steps_per_epoch, max_epochs: length of the learning rate's schedule.
         warmup_epochs, min_warmup_steps: the learning rate rises over the larger of the two.
         final_learning_rate: fraction of the peak that the linear decay ends at.
@@ -83,6 +87,7 @@ class DistillationModule(LightningModule):
         query_tokens: Tokens,
         passage_tokens: Tokens,
         *,
+        stored: StoredEmbeddings | None = None,
         steps_per_epoch: int,
         max_epochs: int,
         learning_rate: float,
@@ -103,6 +108,7 @@ class DistillationModule(LightningModule):
         self.loss = loss
         self.query_tokens = query_tokens
         self.passage_tokens = passage_tokens
+        self.stored = stored
         self.total_steps = steps_per_epoch * max_epochs
         self.warmup_steps = max(min_warmup_steps, math.ceil(warmup_epochs * steps_per_epoch))
         self.learning_rate = learning_rate
@@ -155,7 +161,7 @@ class DistillationModule(LightningModule):
             return backward(
                 self.student,
                 texts,
-                lambda embeddings: self._terms(self.loss, embeddings, batch),
+                lambda embeddings: self._terms(self.loss, self._with_stored(embeddings, batch), batch),
                 chunk_tokens=self.chunk_tokens,
                 graph_tokens=self._measured(texts),
             )
@@ -251,7 +257,8 @@ class DistillationModule(LightningModule):
 
     def _embedded(self, batch: Batch) -> Tensor:
         texts = self._texts(batch)
-        return self._in_memory(lambda: embed(self.student, texts, self.chunk_tokens), texts)
+        found = self._in_memory(lambda: embed(self.student, texts, self.chunk_tokens), texts)
+        return self._with_stored(found, batch)
 
     def _scored(self, batch: Batch) -> Batch:
         later = self._scored_later[0]
@@ -260,7 +267,15 @@ class DistillationModule(LightningModule):
         return later.scored(batch, self.chunk_tokens)
 
     def _texts(self, batch: Batch) -> BatchTexts:
-        return BatchTexts(batch, self.query_tokens, self.passage_tokens, self.device)
+        passages = None if self.stored else self.passage_tokens
+        return BatchTexts(batch, self.query_tokens, passages, self.device)
+
+    def _with_stored(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """``(B + U, D)``: the encoded texts' embeddings, behind them those of the passages that are looked up."""
+        if self.stored is None:
+            return embeddings
+        passages = torch.from_numpy(self.stored[batch.passages.numpy()])
+        return torch.cat([embeddings, passages.to(embeddings)])
 
     @staticmethod
     def _terms(loss: Loss, embeddings: Tensor, batch: Batch) -> Terms:

@@ -17,6 +17,7 @@ from dense_retrieval.records import Corpus, Groups
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.student.tokens import Tokens
 from dense_retrieval.teacher.scores import load_teacher
+from dense_retrieval.training.stored import StoredEmbeddings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,10 +28,14 @@ _SPEED = (
 )
 
 
-def _most(groups: Counted, weights: Counted, trainer: dict[str, Any], **_: Any) -> dict[str, float]:
-    """Passages read, if no epoch is the last but the last; and what the student will be."""
+def _most(
+    groups: Counted, weights: Counted, stored: list[Counted] | None, trainer: dict[str, Any], **_: Any
+) -> dict[str, float]:
+    """Passages read, or queries where these alone are, if training does not stop early; what the student will be."""
     student = {"bytes": weights_size(weights), "dimension": dimension(weights)}
-    return {"passages": groups["pairs"] * trainer["max_epochs"]} | student
+    epochs = trainer["max_epochs"]
+    read = {"queries": groups["groups"]} if stored else {"passages": groups["pairs"]}
+    return {unit: n * epochs for unit, n in read.items()} | student
 
 
 @stage(lambda folder: folder, name="training", version=2, speed=_SPEED, forecast=_most)
@@ -44,6 +49,7 @@ def train(
     teacher_weights: Mapping[str, Folder[Path]] | None,
     texts: Folder[Dataset] | None,
     corpus: Folder[Corpus] | None,
+    stored: Mapping[str, Folder[np.ndarray]] | None,
     /,
     *,
     student: dict[str, Any],
@@ -68,6 +74,7 @@ def train(
     Args:
         weights: that training starts from.
         teacher, teacher_weights, texts, corpus: the teacher that scores in training, and what it reads.
+        stored: the embeddings that the passages keep, of each corpus, where only queries are learnt.
         student, teacher: ``_target_`` and arguments.
         terms: of the loss, by name ``_target_`` and arguments.
         cut: with dropout, how steps are cut into passes, which then changes the result.
@@ -115,6 +122,7 @@ def train(
         loss,
         queries.load(),
         passages.load(),
+        stored=StoredEmbeddings(tuple(of.path for of in stored.values())) if stored else None,
         steps_per_epoch=len(data.train_dataloader()),
         scored_later=later,
         chunk_tokens=chunk_tokens,
@@ -145,5 +153,6 @@ def train(
     export(learner, folder / "model", "")
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()
-    read = groups.load().passages.size * summary["epochs"]
-    return {"passages": read, "best_epoch": summary["best_epoch"], "steps": summary["steps"]}
+    read = {"queries": len(groups.load().query)} if stored else {"passages": groups.load().passages.size}
+    counts = {unit: n * summary["epochs"] for unit, n in read.items()}
+    return counts | {"best_epoch": summary["best_epoch"], "steps": summary["steps"]}

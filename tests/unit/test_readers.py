@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "data.text": "title_and_text",
     "student.pooling": "cls",
     "student.engine": "openvino",
+    "student.tune": "queries",
     "retriever.library": "rank_bm25",
     "retriever.index": "ivf",
     "precision": "bf16-mixed",
