@@ -25,6 +25,12 @@ class Student:
         least=4,
     )
     dropout: float = setting(0.0, "probability", least=0, below=1)
+    matryoshka: list[int] = setting(
+        [],
+        "dimensions, such as [384,128,64], to which embeddings may be cut: the loss is the sum over them; "
+        "[] = the whole embeddings only",
+        least=1,
+    )
     attention: str | None = setting(
         None, "transformers' name of an implementation, such as flash_attention_2; null = its choice"
     )
