@@ -89,8 +89,6 @@ class Kept:
         return cls(vectors, np.stack([np.min(least, axis=0), np.max(greatest, axis=0)]))
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-        import faiss
-
         part = cut(embeddings, self.vectors.dimension)
         if self.vectors.kind == "float16":
             return part.astype(np.float16).astype(np.float32)
@@ -98,6 +96,8 @@ class Kept:
             return np.where(part > 0, np.float32(1), np.float32(-1))
         if self.ranges is None:
             return part
+        import faiss
+
         quantizer: Any = faiss.ScalarQuantizer(part.shape[1], faiss.ScalarQuantizer.QT_8bit)
         quantizer.train(self.ranges)
         return quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(part)))
