@@ -31,10 +31,12 @@ def of_run(run: Path) -> tuple[int, dict[Vectors, np.ndarray]]:
         overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
         config: Any = compose("config", overrides=overrides)
     chain, store = describe(config, lambda *_: None), Store(Path(config.cache_dir))
+    rankings = chain.smaller[""][TUNED]
+    store.build(chain.tests[""], *rankings.values())  # all of it is there
     qrels = store.load(chain.tests[""]).qrels
     values = {
         vectors: per_query(store.load(ranking), qrels, [METRIC])[METRIC]
-        for vectors, ranking in chain.smaller[""][TUNED].items()
+        for vectors, ranking in rankings.items()
     }
     return whole_dimension(config), {vectors: of[~np.isnan(of)] for vectors, of in values.items()}
 
