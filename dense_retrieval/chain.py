@@ -10,12 +10,21 @@ from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
+from dense_retrieval.evaluation.vectors import WHOLE, Vectors, all_vectors
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
 from dense_retrieval.pipeline import Labels, Log, Part, prepare, tune
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
-from dense_retrieval.views import bm25, embedded, measured, searchers_views, untuned
+from dense_retrieval.views import (
+    bm25,
+    dimensions,
+    embedded,
+    measured,
+    searchers_views,
+    untuned,
+    whole_dimension,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,9 @@ class Chain:
     by_torch: dict[
         str, Step[CandidateList]
     ]  # of the untuned student, where another engine computes embeddings
+    smaller: dict[
+        str, dict[str, dict[Vectors, Step[CandidateList]]]
+    ]  # by student, whole float32 vectors first
 
     @property
     def student(self) -> Step[Path]:
@@ -58,6 +70,7 @@ class Chain:
             *by_type,
             *(step for of in self.difficulty.values() for step in of.values()),
             *self.by_torch.values(),
+            *(step for of in self.smaller.values() for rankings in of.values() for step in rankings.values()),
         ]
         return [step for step in found if step]
 
@@ -99,6 +112,14 @@ def describe(c: Config, log: Log) -> Chain:
             for name, part in parts.items()
             if engine_of(part.c) != "torch"
         },
+        {
+            name: {
+                UNTUNED: smaller(part, tested[name], untuned(part.c)),
+                TUNED: smaller(part, tested[name], tuned),
+            }
+            for name, part in parts.items()
+            if part.c.evaluation.dimensions or part.c.evaluation.vectors
+        },
     )
 
 
@@ -135,8 +156,22 @@ def by_words(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
     return bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
 
 
+def smaller(part: Part, tested: Step[TestSet], weights: Folder[Path]) -> dict[Vectors, Step[CandidateList]]:
+    """What a student finds by its whole embeddings, and by what smaller vectors keep of them."""
+    c = part.c
+    cuts, kinds = dimensions(c, "evaluation.dimensions"), c.evaluation.vectors
+    return {
+        vectors: ranked(part, tested, weights, vectors=vectors)
+        for vectors in all_vectors(cuts, kinds, whole_dimension(c))
+    }
+
+
 def ranked(
-    part: Part, tested: Step[TestSet], weights: Folder[Path], engine: str | None = None
+    part: Part,
+    tested: Step[TestSet],
+    weights: Folder[Path],
+    engine: str | None = None,
+    vectors: Vectors = WHOLE,
 ) -> Step[CandidateList]:
     """What a student finds; its embeddings are computed by the configuration's engine, or by another."""
     c = part.c
@@ -147,6 +182,8 @@ def ranked(
         tested if c.data.drop_self_matches else None,
         device=hardware(c).workers,
         executor=hardware(c).executor,
+        dimension=vectors.dimension,
+        vectors=vectors.kind,
     )
 
 

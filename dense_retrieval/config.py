@@ -135,6 +135,17 @@ class Evaluation:
     )
     headroom_queries: int | None = setting(100, "test queries that the teacher reranks; null = all", least=1)
     headroom_k: int = setting(20, "of the untuned student's best passages", least=1)
+    dimensions: list[int] = setting(
+        [],
+        "to which the untuned and the tuned student's embeddings are cut, such as [384,128,64]; what that costs is a "
+        "table of its own; [] = they are not",
+        least=1,
+    )
+    vectors: list[str] = setting(
+        [],
+        "as what the passages' embeddings, whole or cut, are kept, likewise: float32, float16, int8, binary; "
+        "[] = float32",
+    )
     heldout_types: list[str] = setting([], "synthetic queries of held-out passages to test on")
 
 

@@ -32,6 +32,7 @@ _VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+_HIDDEN_SIZE = ("hidden_size", "d_model", "dim")  # as BERT, T5 and DistilBERT call it
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
@@ -74,8 +75,9 @@ def weights_size(of: Counted) -> float:
 def dimension(of: Counted) -> float:
     """Of a model's hidden states, likewise."""
     configs = [] if of.path is None else sorted(of.path.rglob("config.json"))
-    found = [json.loads(file.read_text()).get("hidden_size") for file in configs]
-    return next((float(size) for size in found if size), of["dimension"])
+    found = [json.loads(file.read_text()) for file in configs]
+    sizes = (config.get(name) for config in found for name in _HIDDEN_SIZE)
+    return next((float(size) for size in sizes if size), of["dimension"])
 
 
 def read_json(file: Path, named: str) -> Any:

@@ -259,7 +259,8 @@ def engine_of(c: Config) -> str:
 
 def student_settings(c: Config, *unkeyed: str) -> Settings:
     """The arguments of the student, but for its weights; a length that the corpus says is None."""
-    found = settings(c.student, "path", "revision", "engine", "float16_from", "tune", unkeyed=unkeyed)
+    without = ("path", "revision", "engine", "float16_from", "tune", "matryoshka")
+    found = settings(c.student, *without, unkeyed=unkeyed)
     return Settings(found | {"passage_length": None}, found.keyed) if passage_length(c) == "auto" else found
 
 

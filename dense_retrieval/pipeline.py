@@ -52,6 +52,7 @@ from dense_retrieval.views import (
     NOT_TRAINING,
     bm25,
     corpus_of,
+    dimensions,
     embedded,
     measured,
     searchers_views,
@@ -272,6 +273,7 @@ def distil(
         cut={"devices": resolved(devices), "chunk_tokens": resolved(chunk_tokens)}
         if c.student.dropout
         else None,
+        matryoshka=tuple(dimensions(c, "student.matryoshka")),
         devices=devices,
         shard_optimizer=trainer.shard_optimizer,
         every_n_steps=trainer.every_n_steps,

@@ -20,7 +20,7 @@ from dense_retrieval import plan, ranks, scale, sweep
 from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
-from dense_retrieval.evaluation import agreement, report, table
+from dense_retrieval.evaluation import agreement, report, table, vectors
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
@@ -106,6 +106,7 @@ def _run(config: Config) -> float:
     }
     rows: dict[str, list[table.SystemRow]] = {}
     verdicts: dict[str, str] = {}
+    smaller: dict[str, list[vectors.VectorsRow]] = {}
     for title, part in chain.parts.items():
         path = part.c.data.get("path")
         facts = shared | {
@@ -116,16 +117,23 @@ def _run(config: Config) -> float:
             "engine": costs.get(title),
             "difficulty": _difficulty(store, chain, title),
         }
+        if title in chain.smaller:
+            smaller[title] = _smaller(store, chain, title)
+            facts["vectors"] = [row.as_json() for row in smaller[title]]
+            header, *lines = vectors.cells(smaller[title])
+            tracker.table(f"{title} vectors".strip(), header, lines)
         measured = before[title] | after[title]
         facts["verdict"] = asdict(measured.verdict)
         verdicts[title] = str(measured.verdict)
         rows[title] = _reported(store, chain, title, measured, folder / title, facts, name)
+        if title in smaller:
+            Console().print(vectors.terminal(smaller[title], title))
         log.info("%s", " ".join(filter(None, (title, verdicts[title]))))
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    card = report.model_card(settings, rows, verdicts, shared)
+    card = report.model_card(settings, rows, verdicts, shared, smaller)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")
@@ -226,6 +234,19 @@ def _engine_cost(store: Store, chain: Chain, title: str, untuned: CandidateList)
     found = agreement.cost(engine, cosines, measured)
     log.info("%s", agreement.line(found, c.evaluation.metrics[0]))
     return found
+
+
+def _smaller(store: Store, chain: Chain, title: str) -> list[vectors.VectorsRow]:
+    """What the untuned and the tuned student's embeddings are worth, kept in less room."""
+    rows = []
+    for student, rankings in chain.smaller[title].items():
+        embedded = rankings[vectors.WHOLE].arguments["passage_embeddings"]
+        store.build(embedded)
+        full = store.load(embedded).shape[1]
+        named = {kept.named(full): step for kept, step in rankings.items()}
+        values = _measured(store, chain, title, named).values
+        rows += vectors.rows(student, full, {kept: values[kept.named(full)] for kept in rankings})
+    return rows
 
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:

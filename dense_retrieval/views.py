@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from dense_retrieval.candidates.difficulty import Difficulty, difficulty
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import read
-from dense_retrieval.hub import model_folder, transformer_folder
+from dense_retrieval.hub import dimension, model_folder, transformer_folder
+from dense_retrieval.losses.loss import require_dimensions
 from dense_retrieval.nodes import (
     engine_of,
     hardware,
@@ -23,7 +26,7 @@ from dense_retrieval.nodes import (
     tunes_passages,
 )
 from dense_retrieval.records import Corpus, InputError, TestSet
-from dense_retrieval.stage import Folder, Outside, Step
+from dense_retrieval.stage import Counted, Folder, Outside, Step
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.export_engine import exported
 from dense_retrieval.student.tokens import Tokens, tokens
@@ -55,6 +58,35 @@ def corpus_of(c: Config) -> Step[Corpus]:
 def untuned(c: Config) -> Outside:
     """The weights of the untuned student."""
     return Outside(model_folder(c.student.path, c.student.revision))
+
+
+def dimensions(c: Config, setting: str) -> list[int]:
+    """To which a setting has embeddings cut.
+
+    Raises:
+        InputError: see :func:`require_dimensions`.
+    """
+    config: Any = c
+    given = list(OmegaConf.select(config, setting))
+    if given:
+        require_dimensions(setting, given, whole_dimension(c))
+    return given
+
+
+def whole_dimension(c: Config) -> int:
+    """Of the student's embeddings.
+
+    Raises:
+        InputError: its ``config.json`` does not say it.
+    """
+    student = Counted()
+    student.path = untuned(c).path
+    size = dimension(student)
+    if math.isnan(size):
+        raise InputError(
+            f"student.path={c.student.path}: its config.json has no hidden_size, of which embeddings would be cut"
+        )
+    return int(size)
 
 
 def tokenizer_of(c: Config) -> Outside:

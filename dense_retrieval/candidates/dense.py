@@ -1,7 +1,7 @@
 """Exact inner-product search with FAISS."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,11 +46,13 @@ class _Search:
 
     Args:
         passages: ``(N, D)``, or the file that it is memory-mapped from.
+        kept: see :func:`search`.
     """
 
     queries: np.ndarray
     passages: np.ndarray | Path
     k: int
+    kept: Callable[[np.ndarray], np.ndarray] | None
 
     @property
     def reads(self) -> list[Path]:
@@ -66,6 +68,7 @@ class _Search:
 
         def search(rows: np.ndarray, advance: Advance) -> CandidateList:
             part = np.ascontiguousarray(there[rows[0] : rows[-1] + 1], dtype=np.float32)
+            part = self.kept(part) if self.kept else part
             n, metric = min(self.k, len(part)), faiss.METRIC_INNER_PRODUCT
             if resources:
                 scores, found = faiss.knn_gpu(resources, self.queries, part, n, metric=metric, device=gpu)
@@ -78,7 +81,12 @@ class _Search:
 
 
 def search(
-    queries: np.ndarray, passages: np.ndarray, k: int, device: str = "cpu", executor: Executor = HERE
+    queries: np.ndarray,
+    passages: np.ndarray,
+    k: int,
+    device: str = "cpu",
+    executor: Executor = HERE,
+    kept: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> CandidateList:
     """The k passages of greatest inner product with each query, best first.
 
@@ -86,6 +94,8 @@ def search(
         queries: ``(Q, D)`` float32 or float16.
         passages: ``(N, D)`` float32 or float16; may be memory-mapped: it is read in parts.
         device: "cuda" searches on the GPUs where the installed FAISS can.
+        kept: what an index keeps of a part of the passages: ``(n, D)`` float32 to ``(n, d)``, if the queries have
+            ``d`` components.
 
     Returns:
         ``(Q, k)``; padded where the corpus has fewer passages. Equal scores are ordered by row; which
@@ -94,7 +104,7 @@ def search(
     best = CandidateList(
         np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
     )
-    load = _Search(np.ascontiguousarray(queries, dtype=np.float32), _file_of(passages), k)
+    load = _Search(np.ascontiguousarray(queries, dtype=np.float32), _file_of(passages), k, kept)
     parts = [rows for rows in even(len(passages), _at_once(passages)) if len(rows)]
     # FAISS uses all cores of a machine by itself.
     place = device if device.startswith("cuda") else None

@@ -11,7 +11,9 @@ import numpy as np
 from dense_retrieval.candidates import filters, fusion
 from dense_retrieval.candidates.dense import search
 from dense_retrieval.evaluation.evaluate import DEPTH
+from dense_retrieval.evaluation.vectors import WHOLE, Kept, Vectors, cut
 from dense_retrieval.executor import HERE, Executor
+from dense_retrieval.losses.loss import require_dimensions
 from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.teacher.scores import Texts, score
@@ -68,13 +70,20 @@ def student_ranking(
     device: str,
     k: int = RANKED,
     executor: Executor = HERE,
+    dimension: int | None = None,
+    vectors: str = "float32",
 ) -> Counts:
     """The ranking by inner product of embeddings.
 
     Args:
         corpus, tested: given where no query finds the passage that has its id.
+        dimension, vectors: as what the passages are kept, see :class:`Vectors`.
     """
-    found = search(query_embeddings.load(), passage_embeddings.load(), k, device, executor)
+    queries, passages, kept = query_embeddings.load(), passage_embeddings.load(), None
+    if (smaller := Vectors(dimension, vectors)) != WHOLE:
+        require_dimensions("evaluation.dimensions", [dimension] if dimension else [], passages.shape[1])
+        queries, kept = cut(queries, dimension), Kept.of(smaller, passages)
+    found = search(queries, passages, k, device, executor, kept)
     if corpus and tested:
         ids = tested.load().queries["id"], corpus.load().passages["id"]
         found = filters.drop_self_matches(found, *ids)

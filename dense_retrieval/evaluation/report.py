@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dense_retrieval.evaluation import evaluate, table
+from dense_retrieval.evaluation import evaluate, table, vectors
 from dense_retrieval.files import written_through
 from dense_retrieval.records import CandidateList, Qrels
 from dense_retrieval.student.export import write_lengths
@@ -112,13 +112,17 @@ def model_card(
     rows: Mapping[str, Sequence[table.SystemRow]],
     verdicts: Mapping[str, str],
     facts: Mapping[str, Any],
+    smaller: Mapping[str, Sequence[vectors.VectorsRow]],
 ) -> str:
     """README.md of the model: what it is, how it was made, how good it is, how it is used.
 
     Args:
-        rows, verdicts: the results by corpus.
+        rows, verdicts, smaller: the results by corpus.
     """
-    of_corpora = (f"{title}\n\n{table.markdown(list(of))}\n{verdicts[title]}\n" for title, of in rows.items())
+    of_corpora = (
+        f"{title}\n\n{table.markdown(list(of))}\n{verdicts[title]}\n{_smaller(smaller.get(title, []))}"
+        for title, of in rows.items()
+    )
     results = "\n".join(of_corpora).strip()
     student = settings["student"]
     tested = table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus")
@@ -159,6 +163,29 @@ from sentence_transformers import SentenceTransformer
 
 {load}
 similarity = model.similarity(model.encode_query(["a query"]), {passages}.encode_document(["a passage"]))
+```
+{_truncated(student["matryoshka"])}"""
+
+
+def _smaller(found: Sequence[vectors.VectorsRow]) -> str:
+    if not found:
+        return ""
+    return f"""
+Smaller vectors, differences and p-values (paired t-test) to the same student's whole float32 ones:
+
+{vectors.markdown(found)}"""
+
+
+def _truncated(matryoshka: Sequence[int]) -> str:
+    if not matryoshka:
+        return ""
+    return f"""
+Trained at {", ".join(map(str, matryoshka))} dimensions (Matryoshka): embeddings may be cut to their first components.
+What is cut has no longer length 1, unless `normalize_embeddings=True` makes it so.
+
+```python
+model = SentenceTransformer("this folder", truncate_dim={matryoshka[-1]})
+embeddings = model.encode_document(["a passage"], normalize_embeddings=True)
 ```
 """
 

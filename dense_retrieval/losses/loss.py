@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dense_retrieval.losses import temperature
@@ -32,10 +33,15 @@ class Term(Protocol):
 class Loss:
     """``Σ weight · term``; a term of weight 0 is not computed.
 
+    With ``dimensions`` each term is the sum, over these, of what it is for the embeddings' first so many components,
+    scaled to length 1 again (Matryoshka representation learning, arXiv 2205.13147; all dimensions weigh alike).
+
     Attributes:
         terms: by name.
         student_temperature, teacher_temperature: at which the untuned student's cosines and the
-            teacher's scores agree best, what "auto" in a term stands for; "auto" until :meth:`found`.
+            teacher's scores agree best, what "auto" in a term stands for; "auto" until :meth:`found`. At every
+            dimension those of the whole embeddings.
+        dimensions: see :func:`require_dimensions`; none: of the whole embeddings alone.
 
     Raises:
         InputError: a temperature that is not positive, a negative weight, or no weight above 0.
@@ -44,6 +50,7 @@ class Loss:
     terms: Mapping[str, Term]
     student_temperature: float | str = "auto"
     teacher_temperature: float | str = "auto"
+    dimensions: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         temperature.check("loss.student_temperature", self.student_temperature, automatic=True)
@@ -74,7 +81,8 @@ class Loss:
         """The active terms by name, and their weighted sum as ``loss``."""
         import torch
 
-        terms = {name: term(of) for name, term in self.active.items()}
+        views = [of.truncated(dimension) for dimension in self.dimensions] or [of]
+        terms = {name: torch.stack([term(v) for v in views]).sum() for name, term in self.active.items()}
         weighted = [self.terms[name].weight * term for name, term in terms.items()]
         return terms | {"loss": torch.stack(weighted).sum()}
 
@@ -84,11 +92,22 @@ class Loss:
             name: {key: value for key, value in vars(term).items() if isinstance(value, int | float | str)}
             for name, term in self.active.items()
         }
-        return {
+        described = {
             "student_temperature": self.student_temperature,
             "teacher_temperature": self.teacher_temperature,
             "terms": settings,
         }
+        return described | ({"dimensions": list(self.dimensions)} if self.dimensions else {})
+
+
+def require_dimensions(setting: str, dimensions: Sequence[int], size: int) -> None:
+    """Raise InputError unless dimensions are some of 1 to ``size``, each less than the one before."""
+    around = [size + 1, *dimensions, 0]
+    if any(not above > below for above, below in pairwise(around)):
+        raise InputError(
+            f"{setting}=[{','.join(map(str, dimensions))}]: give dimensions from large to small, none twice, and "
+            f"none above the student's {size}"
+        )
 
 
 def active(terms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,15 @@ class Similarities:
     def in_batch(self) -> Tensor:
         """``(B, U)`` each query with every unique passage."""
         return exact(self.queries) @ exact(self.passages).T
+
+    def truncated(self, dimension: int) -> Similarities:
+        """Of the embeddings' first ``dimension`` components, scaled to length 1 again."""
+        from torch.nn.functional import normalize
+
+        if dimension == self.queries.shape[1]:
+            return self
+        cut = (normalize(exact(of[:, :dimension]), dim=1) for of in (self.queries, self.passages))
+        return replace(self, **dict(zip(("queries", "passages"), cut, strict=True)))
 
     @property
     def padding(self) -> Tensor:

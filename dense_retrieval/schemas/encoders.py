@@ -30,6 +30,12 @@ class Student:
         "what learns: both, or queries alone; then the passages keep the untuned student's embeddings, and an index "
         "of these stays as it is",
     )
+    matryoshka: list[int] = setting(
+        [],
+        "dimensions, such as [384,128,64], to which embeddings may be cut: the loss is the sum over them; "
+        "[] = the whole embeddings only",
+        least=1,
+    )
     attention: str | None = setting(
         None, "transformers' name of an implementation, such as flash_attention_2; null = its choice"
     )

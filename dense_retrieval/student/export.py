@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from dense_retrieval.student.bi_encoder import BiEncoder
 
 
-def export(student: BiEncoder, folder: Path, card: str) -> None:
+def export(student: BiEncoder, folder: Path, card: str, matryoshka: Sequence[int] = ()) -> None:
     """Write a folder that ``SentenceTransformer(folder)`` opens and that gives our embeddings.
 
     Pooling, normalisation and length limits travel inside, queries being read as far as the student can; the
@@ -20,8 +21,12 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
 
     Args:
         card: Markdown for the folder's README.md.
+        matryoshka: dimensions to which embeddings may be cut, which vLLM reads in ``config.json``. In
+            sentence-transformers ``truncate_dim``, here that of whole embeddings, cuts them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if matryoshka:
+        student.transformer.config.matryoshka_dimensions = list(matryoshka)
     student.transformer.save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
     modules = ["models.Transformer", "models.Pooling", "models.Normalize"]
@@ -50,7 +55,8 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
             "prompts": {"query": student.query_prefix, "document": student.passage_prefix},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
-        },
+        }
+        | ({"truncate_dim": student.dimension} if matryoshka else {}),
     )
     (folder / "README.md").write_text(card)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from hydra.utils import instantiate
 
 from dense_retrieval import ranks
 from dense_retrieval.hub import dimension, weights_size
-from dense_retrieval.losses.loss import Loss
+from dense_retrieval.losses.loss import Loss, require_dimensions
 from dense_retrieval.records import Corpus, Groups
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.student.tokens import Tokens
@@ -21,6 +22,8 @@ from dense_retrieval.training.stored import StoredEmbeddings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_log = logging.getLogger(__name__)
 
 _SPEED = (
     *("chunk_tokens", "graph_tokens", "compile", "devices", "shard_optimizer", "every_n_steps"),
@@ -68,6 +71,7 @@ def train(
     log: Callable[[Mapping[str, float], int], None] | None,
     teacher: dict[str, Any] | None = None,
     cut: dict[str, int] | None = None,
+    matryoshka: Sequence[int] = (),
 ) -> Counts:
     """The tuned student in ``model``, and how it was trained in ``training.json``.
 
@@ -78,6 +82,7 @@ def train(
         student, teacher: ``_target_`` and arguments.
         terms: of the loss, by name ``_target_`` and arguments.
         cut: with dropout, how steps are cut into passes, which then changes the result.
+        matryoshka: dimensions at which the loss is computed; none: of the whole embeddings alone.
     """
     import torch
 
@@ -96,9 +101,17 @@ def train(
     learner = instantiate(student, path=str(weights.path))
     if student.get("passage_length", 0) is None:  # auto: it is the length of a passage, and none is longer
         learner.passage_length = int(passages.load().lengths.max())
+    require_dimensions("student.matryoshka", matryoshka, learner.dimension)
+    if matryoshka and matryoshka[0] < learner.dimension:
+        _log.warning(
+            "student.matryoshka=%s is without %d, and the whole embeddings are tested all the same",
+            list(matryoshka),
+            learner.dimension,
+        )
     found = temperatures.load()
     student_tau, teacher_tau = found["student_temperature"], found["teacher_temperature"]
-    loss = Loss({name: instantiate(term) for name, term in terms.items()}).found(student_tau, teacher_tau)
+    loss = Loss({name: instantiate(term) for name, term in terms.items()}, dimensions=matryoshka)
+    loss = loss.found(student_tau, teacher_tau)
     by_corpus = groups.path / "corpus.npy"
     data = GroupsDataModule(
         groups.load(),
@@ -150,7 +163,7 @@ def train(
     if not summary:  # process 0 has it
         return {}
     (folder / "training.json").write_text(json.dumps(summary | {"loss": loss.described()}, indent=1))
-    export(learner, folder / "model", "")
+    export(learner, folder / "model", "", matryoshka)
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()
     read = {"queries": len(groups.load().query)} if stored else {"passages": groups.load().passages.size}

@@ -368,6 +368,9 @@ def test_a_killed_generation_ends_with_the_same_queries(command, tmp_path):
         (["device=gpu"], "device=gpu is unknown"),
         (["rounds_from=scratch"], "rounds_from=scratch is unknown; use untuned or tuned"),
         (["evaluation.metrics=[nDCG@1000]"], "evaluation.metrics"),
+        (["student.matryoshka=[8,16]"], r"student.matryoshka=\[8,16\]: give dimensions from large to small"),
+        (["evaluation.dimensions=[17]"], r"evaluation.dimensions=\[17\]: .* none above the student's 16"),
+        (["evaluation.vectors=[int4]"], "evaluation.vectors: 'int4' is unknown; use float32, float16"),
         (["evaluation.query_length=500"], "500 tokens are more than the 64 positions of student.path"),
         (["data=mixture"], "data.members has no value"),
         (
