@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, list[str]]:
+def compare(
+    paths: list[Path], baseline: str = UNTUNED, metrics: Sequence[str] = ()
+) -> tuple[Comparison, list[str]]:
     """The runs among and below some folders, and a line for each that cannot be compared.
 
+    Args:
+        metrics: which, the main one first; all if empty.
+
     Raises:
-        InputError: no such folder, no finished run, no such baseline.
+        InputError: no such folder, no finished run, no such baseline or metric.
     """
     from dense_retrieval.comparison.comparison import Comparison
     from dense_retrieval.comparison.runs import find, read_all
@@ -39,11 +45,13 @@ def compare(paths: list[Path], baseline: str = UNTUNED) -> tuple[Comparison, lis
     runs, problems = read_all(find(paths))
     if problems and not runs:
         raise InputError(f"there is no finished run to compare: {next(iter(problems.values()))}")
-    comparison = Comparison(runs, baseline)
+    comparison = Comparison(runs, baseline, metrics=metrics)
     return comparison, [*problems.values(), *comparison.excluded.values()]
 
 
-def write_comparison(paths: list[Path], output: Path, baseline: str = UNTUNED) -> None:
+def write_comparison(
+    paths: list[Path], output: Path, baseline: str = UNTUNED, metrics: Sequence[str] = ()
+) -> None:
     """Compare; show the tables, write them and the page to a folder, and log them where the runs are.
 
     Raises:
@@ -51,11 +59,11 @@ def write_comparison(paths: list[Path], output: Path, baseline: str = UNTUNED) -
     """
     from dense_retrieval.comparison import page, tables
 
-    comparison, problems = compare(paths, baseline)
+    comparison, problems = compare(paths, baseline, metrics)
     console = Console()
-    for table in tables.terminal(comparison):
-        console.print(table)
-    console.print(tables.note(comparison))
+    for shown in tables.terminal(comparison, console):
+        console.print(shown, highlight=False)
+    console.print(tables.note(comparison), highlight=False)
     for problem in problems:
         console.print(f"left out: {problem}", style="yellow", highlight=False)
     output.mkdir(parents=True, exist_ok=True)
@@ -112,11 +120,19 @@ def main() -> None:
         help="a system (default: %(default)s), or settings of another line: loss=infonce",
     )
     parser.add_argument(
+        "--metrics",
+        type=lambda names: names.split(","),
+        default=[],
+        help="which, with commas, the main one first (default: all that the runs have): nDCG@10,R@100",
+    )
+    parser.add_argument(
         "--output", type=Path, help="folder for the files; default: comparison/ in the first RUN"
     )
     given = parser.parse_args()
     try:
-        write_comparison(given.runs, given.output or given.runs[0] / "comparison", given.baseline)
+        write_comparison(
+            given.runs, given.output or given.runs[0] / "comparison", given.baseline, given.metrics
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

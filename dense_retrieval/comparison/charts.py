@@ -27,7 +27,7 @@ def differences(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
     sign = table["difference"].map(lambda d: better if d > 0 else worse)
     table = table.assign(outcome=sign.where(table["p_holm"] < ALPHA, either))
     title = f"{comparison.main}, difference to {comparison.baseline}"
-    y = altair.Y("name:N", sort=table["name"].tolist(), title=None, axis=altair.Axis(labelLimit=320))
+    y = altair.Y("name:N", sort=table["name"].tolist(), title=None)
     base = altair.Chart(table[["name", "mean", "difference", "low", "high", "p_holm", "outcome"]])
     shape = altair.Shape("outcome:N", title=None, scale=altair.Scale(domain=_OUTCOMES, range=_SHAPES))
     color = altair.Color("outcome:N", title=None, scale=altair.Scale(domain=_OUTCOMES, range=_COLORS))
@@ -57,9 +57,9 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
     for points, x, kind, title in ((train, "step", "Q", "training loss"), (dev, "epoch", "O", "dev loss")):
         if points:
             chart = altair.Chart(pandas.DataFrame(points)).mark_line(point=len(points) < 200)
-            legend = altair.Legend(labelLimit=320, symbolLimit=60)
+            legend = altair.Legend(symbolLimit=60)
             chart = chart.encode(
-                x=altair.X(f"{x}:{kind}", axis=altair.Axis(labelAngle=0, format="d")),
+                x=altair.X(f"{x}:{kind}", axis=altair.Axis(format="d")),
                 y=altair.Y("loss:Q", title=title, scale=altair.Scale(zero=False)),
                 color=altair.Color("name:N", title=None, legend=legend),
                 strokeDash=altair.StrokeDash("name:N", title=None, legend=legend, scale=_DASHES),
@@ -92,12 +92,8 @@ def querytypes(comparison: Comparison, corpus: str) -> dict[str, Any] | None:
     table = pandas.DataFrame(cells)
     middle = (table["value"].min() + table["value"].max()) / 2
     base = altair.Chart(table).encode(
-        x=altair.X(
-            "query type:N", title="query type tested on", axis=altair.Axis(labelAngle=0, orient="top")
-        ),
-        y=altair.Y(
-            "name:N", sort=list(dict.fromkeys(table["name"])), title=None, axis=altair.Axis(labelLimit=320)
-        ),
+        x=altair.X("query type:N", title="query type tested on", axis=altair.Axis(orient="top")),
+        y=altair.Y("name:N", sort=list(dict.fromkeys(table["name"])), title=None),
     )
     squares = base.mark_rect().encode(
         color=altair.Color("value:Q", title=comparison.main, scale=altair.Scale(scheme="viridis"))

@@ -1,18 +1,22 @@
 """The lines of a comparison: which runs are one, and what tells it from the others."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas
 
 from dense_retrieval.comparison.runs import Run
-from dense_retrieval.evaluation.table import TUNED
+from dense_retrieval.comparison.settings import shown, text
+from dense_retrieval.evaluation.table import HYBRID, TUNED
 
-_GROUPS = ("loss", "querytype", "teacher", "student", "retriever", "generator", "trainer", "experiment")
+_TRAINED = (TUNED, HYBRID[TUNED])  # of each seed another
+
+# Seed -> (Q, M) each metric by query id; the seed of a reference that is the same for all of them is None.
+Seeds = dict[int | None, pandas.DataFrame]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,21 +26,32 @@ class Line:
     Attributes:
         settings: column -> value; only those that tell it from the other lines of its system.
         runs: those whose files it comes from.
-        values: corpus -> ``(Q, M)`` each metric by query id, the mean over the seeds.
+        seeds: corpus -> seed -> ``(Q, M)`` each metric by query id.
+        values: corpus -> ``(Q, M)``, the mean over the seeds.
         means: corpus -> ``(S, M)`` mean over the queries, a line a seed.
     """
 
     system: str
     settings: dict[str, Any]
     runs: tuple[Run, ...]
-    values: dict[str, pandas.DataFrame]
-    means: dict[str, pandas.DataFrame]
+    seeds: dict[str, Seeds]
+
+    @cached_property
+    def values(self) -> dict[str, pandas.DataFrame]:
+        return {corpus: _mean(of) for corpus, of in self.seeds.items()}
+
+    @cached_property
+    def means(self) -> dict[str, pandas.DataFrame]:
+        return {
+            corpus: pandas.DataFrame([table.mean() for table in of.values()])
+            for corpus, of in self.seeds.items()
+        }
 
     @property
     def name(self) -> str:
         """``loss=listwise querytype=claim``; of a reference its name first."""
-        shown = [f"{key}={value}" for key, value in self.settings.items()]
-        return " ".join(shown if shown and self.system == TUNED else [self.system, *shown])
+        parts = [f"{key}={value}" for key, value in self.settings.items()]
+        return " ".join(parts if parts and self.system == TUNED else [self.system, *parts])
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
@@ -96,8 +111,8 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]]:
     """Of runs with the same settings, seed and corpus the last."""
-    last = {_text([run.corpus, run.settings]): run for run in runs}
-    repeats = {run: last[_text([run.corpus, run.settings])] for run in runs}
+    last = {text([run.corpus, run.settings]): run for run in runs}
+    repeats = {run: last[text([run.corpus, run.settings])] for run in runs}
     excluded = {
         run: f"{run.folder} has the settings of {by.folder}" for run, by in repeats.items() if by is not run
     }
@@ -121,41 +136,28 @@ def _on_the_same_queries(runs: Sequence[Run]) -> tuple[list[Run], dict[Run, str]
     return kept, excluded
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings that differ between runs on the same corpus, but for the seed.
-
-    One that follows from others is none: loss.infonce_weight from loss, say.
-    """
-    names = list(dict.fromkeys(name for run in runs for name in run.settings))
-    first = [name for name in _GROUPS if name in names]
-    columns: list[str] = []
-    for name in [*first, *(n for n in names if n not in first and "." not in n), *names]:
-        if name in (*columns, "seed"):
-            continue
-        seen: dict[str, str] = {}
-        for run in runs:
-            value = _text(run.settings.get(name))
-            if seen.setdefault(_text([run.corpus, *(run.settings.get(c) for c in columns)]), value) != value:
-                columns.append(name)
-                break
-    return columns
-
-
 def lines_of(runs: Sequence[Run], columns: Sequence[str]) -> list[Line]:
     """References first, then the tuned students in the order of the runs."""
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(_text([run.settings.get(c) for c in columns]), []).append(run)
+        alike.setdefault(text([run.settings.get(c) for c in columns]), []).append(run)
     systems = list(dict.fromkeys(name for run in runs for name in run.systems if name != TUNED))
-    lines = [line for system in systems for line in _references(system, list(alike.values()), columns)]
-    for of in alike.values():
-        lines.append(Line(TUNED, settings_of(of[0], columns), tuple(of), *_averaged(TUNED, of)))
+    lines: list[Line] = []
+    for system in [*systems, TUNED]:
+        if system not in _TRAINED:
+            lines += _references(system, list(alike.values()), columns)
+            continue
+        for of in alike.values():
+            if having := [run for run in of if system in run.systems]:
+                lines.append(
+                    Line(system, settings_of(of[0], columns), tuple(having), _by_seed(system, having))
+                )
     return lines
 
 
 def settings_of(run: Run, columns: Sequence[str]) -> dict[str, Any]:
     """What a run has in each column, as a table shows it."""
-    return {c: _shown(run.settings.get(c)) for c in columns}
+    return {c: shown(run.settings.get(c)) for c in columns}
 
 
 def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str]) -> list[Line]:
@@ -163,7 +165,7 @@ def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str])
     groups: list[tuple[dict[str, pandas.DataFrame], list[Run]]] = []  # values by corpus, in which runs
     for of in alike:
         if having := [run for run in of if system in run.systems]:
-            values, _ = _averaged(system, having)
+            values = {corpus: _mean(tables) for corpus, tables in _by_seed(system, having).items()}
             fitting = [
                 g for g in groups if all(_agree(g[0][c], values[c]) for c in g[0].keys() & values.keys())
             ]
@@ -179,7 +181,7 @@ def _references(system: str, alike: Sequence[list[Run]], columns: Sequence[str])
         settings = settings_of(runs[0], _in_common(runs, columns)) if len(groups) > 1 else {}
         if len(groups) > 1 and any(line.settings == settings for line in lines):
             settings["variant"] = len(lines) + 1  # no setting tells it from the others: another machine, say
-        lines.append(Line(system, settings, tuple(runs), *_averaged(system, runs)))
+        lines.append(Line(system, settings, tuple(runs), _by_seed(system, runs)))
     return lines
 
 
@@ -191,42 +193,32 @@ def _agree(one: pandas.DataFrame, other: pandas.DataFrame) -> bool:
 
 def _in_common(runs: Sequence[Run], columns: Sequence[str]) -> list[str]:
     """The columns in which all runs agree."""
-    return [c for c in columns if len({_text(run.settings.get(c)) for run in runs}) == 1]
+    return [c for c in columns if len({text(run.settings.get(c)) for run in runs}) == 1]
 
 
-def _averaged(
-    system: str, runs: Sequence[Run]
-) -> tuple[dict[str, pandas.DataFrame], dict[str, pandas.DataFrame]]:
-    """``values`` and ``means`` of a :class:`Line`; a reference counts once for all runs that share it."""
-    values, means = {}, {}
+def _by_seed(system: str, runs: Sequence[Run]) -> dict[str, Seeds]:
+    """``seeds`` of a :class:`Line`; a reference counts once for all runs that share it."""
+    found: dict[str, Seeds] = {}
     for corpus in dict.fromkeys(run.corpus for run in runs):
         on_it = [run for run in runs if run.corpus == corpus]
         queries = on_it[0].systems[TUNED].index
-        given = [run.systems[system] for run in on_it]
-        if system != TUNED:
-            given = list({id(table): table for table in given}.values())
-        tables = [table.reindex(queries) for table in given]
-        if system != TUNED:
-            merged: list[pandas.DataFrame] = []
-            for table in tables:
-                fitting = [number for number, known in enumerate(merged) if _agree(known, table)]
-                if fitting:
-                    merged[fitting[0]] = merged[fitting[0]].fillna(table)
-                else:
-                    merged.append(table)
-            tables = merged
-        stacked = np.stack([table.to_numpy() for table in tables])
-        there = ~np.isnan(stacked)
-        with np.errstate(invalid="ignore"):
-            mean = np.where(there, stacked, 0.0).sum(0) / there.sum(0)
-        values[corpus] = pandas.DataFrame(mean, index=queries, columns=tables[0].columns)
-        means[corpus] = pandas.DataFrame([table.mean() for table in tables])
-    return values, means
+        if system in _TRAINED:
+            found[corpus] = {run.seed: run.systems[system].reindex(queries) for run in on_it}
+            continue
+        merged: Seeds = {}
+        for run in {id(run.systems[system]): run for run in reversed(on_it)}.values():
+            table = run.systems[system].reindex(queries)
+            known = next((seed for seed in merged if _agree(merged[seed], table)), run.seed)
+            merged[known] = merged[known].fillna(table) if known in merged else table
+        found[corpus] = merged if len(merged) > 1 else {None: next(iter(merged.values()))}
+    return found
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _shown(value: Any) -> Any:
-    return value if isinstance(value, str | int | float) else _text(value)
+def _mean(tables: Seeds) -> pandas.DataFrame:
+    """Over the seeds for which a query was measured."""
+    first = next(iter(tables.values()))
+    stacked = np.stack([table.to_numpy() for table in tables.values()])
+    there = ~np.isnan(stacked)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(there, stacked, 0.0).sum(0) / there.sum(0)
+    return pandas.DataFrame(mean, index=first.index, columns=first.columns)

@@ -14,7 +14,7 @@ from dense_retrieval.comparison import charts, tables
 from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.lines import Line
 from dense_retrieval.comparison.moved import moved
-from dense_retrieval.evaluation.table import TUNED, UNTUNED
+from dense_retrieval.evaluation.table import SHOWN, TUNED, UNTUNED
 from dense_retrieval.evaluation.verdict import verdict
 
 _BEST = 12  # lines whose queries are shown one by one
@@ -34,7 +34,7 @@ def render(comparison: Comparison, problems: list[str]) -> str:
     corpora = [
         {
             "name": corpus,
-            "table": tables.cells(comparison, corpus),
+            "table": tables.cells(comparison, corpus, comparison.metrics[:SHOWN]),
             "differences": chart(charts.differences(comparison, corpus)),
             "curves": [chart(spec) for spec in charts.curves(comparison, corpus)],
             "querytypes": chart(charts.querytypes(comparison, corpus)),
@@ -57,6 +57,7 @@ def render(comparison: Comparison, problems: list[str]) -> str:
         comparison=comparison,
         corpora=corpora,
         note=tables.note(comparison),
+        choices=tables.choices(comparison),
         problems=problems,
         runs=list({str(run.folder): run.facts for run in comparison.runs}.items()),
         today=date.today().isoformat(),

@@ -13,11 +13,8 @@ import numpy as np
 import pandas
 import pyarrow.parquet as parquet
 import yaml
-from omegaconf import MISSING
 
-from dense_retrieval.chain import speed_only
-from dense_retrieval.checks import settings as known_settings
-from dense_retrieval.config import Config
+from dense_retrieval.comparison.settings import NO_SETTINGS, with_effect
 from dense_retrieval.evaluation.evaluate import canonical
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED
 from dense_retrieval.records import InputError
@@ -25,27 +22,6 @@ from dense_retrieval.sweep import FAILURE
 
 log = logging.getLogger(__name__)
 
-# Where results are kept and shown, and what is implied by the choice of a loss.
-_ELSEWHERE = (
-    "cache_dir",
-    "scale.",
-    "data.known.",
-    "executor.",
-    "logger.",
-    "plan",
-    "seeds",
-    "loss._target_",
-    "loss.terms.listwise._t",
-    "loss.terms.infonce._t",
-)
-# Settings that add to what is measured, and change no tuned student's values.
-_SIZES = ("scale", "trainer")  # choices of numbers, which the settings are
-_MEASURED_TOO = (
-    "evaluation.headroom_k",
-    "evaluation.headroom_queries",
-    "evaluation.heldout_types",
-    "evaluation.metrics",
-)
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 _NEEDED = ("systems", "corpus", "split", "choices")
 
@@ -154,8 +130,8 @@ def _read(folder: Path, config: Mapping[str, Any], shared: dict[Any, Any]) -> Ru
     }
     if TUNED not in systems:
         raise InputError(f"{folder}/per_query.parquet has no {TUNED!r}; run the command again")
-    choices = {group: choice for group, choice in facts["choices"].items() if group not in _SIZES}
-    settings = _with_effect(_flat(config)) | choices
+    choices = {group: choice for group, choice in facts["choices"].items() if group not in NO_SETTINGS}
+    settings = with_effect(config, facts.get("inputs", {})) | choices
     corpus = facts["corpus"] + (f" ({facts['split']})" if facts["split"] != "test" else "")
     logger = config["logger"]
     return Run(folder, corpus, settings, systems, facts, logger["project"] if logger["enabled"] else None)
@@ -177,23 +153,6 @@ def _by_seed(run: Run) -> list[Run]:
     ]
 
 
-def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what changes no result; a setting that an older version did not have is at its default."""
-    found = dict(settings)
-    for name, field in known_settings(Config):
-        default = field.default
-        if isinstance(default, str) and default.startswith("${"):  # another setting's
-            default = found.get(default.strip("${}"), MISSING)
-        if default is not dataclasses.MISSING and default != MISSING:
-            found.setdefault(name, default)
-    speed = speed_only()
-    return {
-        name: value
-        for name, value in found.items()
-        if name.rpartition(".")[2] not in speed and not name.startswith((*_ELSEWHERE, *_MEASURED_TOO))
-    }
-
-
 def _by_query(
     queries: np.ndarray, metrics: list[str], values: np.ndarray, shared: dict[Any, Any]
 ) -> pandas.DataFrame:
@@ -207,17 +166,6 @@ def _by_query(
     if content not in shared:
         shared[content] = pandas.DataFrame(values[order], index=index, columns=metrics)
     return shared[content]
-
-
-def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; lists as they are."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{name}.")
-        else:
-            flat[f"{above}{name}"] = value
-    return flat
 
 
 def _natural(path: Path) -> tuple:

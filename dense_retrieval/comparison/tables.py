@@ -1,10 +1,16 @@
 """A comparison as text: for the terminal, in Markdown, in LaTeX."""
 
+from collections.abc import Sequence
+
 import pandas
 from rich import box
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from dense_retrieval.comparison.comparison import Comparison
+from dense_retrieval.comparison.settings import shown
 from dense_retrieval.evaluation.table import SHOWN, TUNED
 
 ALPHA = 0.05  # of the corrected p-value
@@ -13,19 +19,41 @@ ALPHA = 0.05  # of the corrected p-value
 def note(comparison: Comparison) -> str:
     unshared = ", ".join(comparison.unshared)
     missing = f" Metrics that not every run has are left out: {unshared}." if unshared else ""
+    compared = comparison.table["seeds_compared"].dropna()
+    of_one = "intervals are bootstrapped and p is of the paired randomization test, both over the queries"
+    of_several = "intervals and p (t-test) are over the queries and the seeds, as if both were drawn anew"
+    if (compared > 1).any():
+        tests = (
+            f"Of several seeds, which are averaged, {of_several}; of one seed {of_one} alone. "
+            "± is the standard deviation over the seeds."
+        )
+    else:
+        tests = f"Of one seed: {of_one}, and say nothing of another seed."
     return (
-        f"Differences to {comparison.baseline} with 95 % bootstrap intervals; p: paired randomization test over "
-        "the queries, Holm-corrected over the lines, each metric by itself; * is p < 0.05. Seeds are averaged; "
-        f"± is their standard deviation.{missing}"
+        f"Differences to {comparison.baseline} with 95 % intervals; p is Holm-corrected over the lines, each metric "
+        f"by itself; * is p < 0.05. {tests}{missing}"
     )
 
 
-def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
-    """A header, and a line a system."""
-    main, *others = comparison.metrics[:SHOWN]
+def choices(comparison: Comparison) -> list[tuple[str, str]]:
+    """``loss=infonce``, and what that sets otherwise than the other choices do."""
+    found: dict[str, str] = {}
+    for group, names in comparison.follow.items():
+        for run in comparison.runs:
+            values = (f"{name}={shown(run.settings.get(name))}" for name in names)
+            found.setdefault(f"{group}={run.settings[group]}", " ".join(values))
+    return list(found.items())
+
+
+def cells(comparison: Comparison, corpus: str, metrics: Sequence[str]) -> list[list[str]]:
+    """A header, and a line a system.
+
+    Args:
+        metrics: the main one first.
+    """
+    main, *others = metrics
     of = {metric: of_metric(comparison, corpus, metric) for metric in (main, *others)}
-    header = ["system", *comparison.columns, main, "difference", "p", *others, "seeds", "queries"]
-    table = [header]
+    table = [["system", *comparison.columns, main, "difference", "p", *others, "seeds", "queries"]]
     for position in range(len(of[main])):
         line = of[main].iloc[position]
         table.append(
@@ -36,7 +64,7 @@ def cells(comparison: Comparison, corpus: str) -> list[list[str]]:
                 difference(line),
                 p_value(line["p_holm"]),
                 *(value(of[m].iloc[position]) + star(of[m].iloc[position]) for m in others),
-                str(line["seeds"]),
+                seeds(line),
                 str(line["queries"]),
             ]
         )
@@ -72,81 +100,136 @@ def star(line: pandas.Series) -> str:
     return "*" if line["p_holm"] < ALPHA else ""
 
 
+def seeds(line: pandas.Series) -> str:
+    """``3``, or ``3 (1 compared)`` where the baseline has others."""
+    few = line["seeds_compared"] < line["seeds"]
+    return f"{line['seeds']}" + (f" ({line['seeds_compared']:.0f} compared)" if few else "")
+
+
 def corpora(comparison: Comparison) -> list[str]:
     """Those of the tables: the average too, if something was measured on all."""
     return comparison.table["corpus"].unique().tolist()
 
 
-def terminal(comparison: Comparison) -> list[Table]:
-    """One a corpus, and their average."""
-    tables = []
-    metrics = comparison.metrics[:SHOWN]
-    for corpus in corpora(comparison):
-        main, *others = (of_metric(comparison, corpus, metric) for metric in metrics)
-        queries = main["queries"].max()
-        title = f"{corpus}, {queries} queries"
-        shown = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        shown.add_column("system", overflow="fold")
-        for name in (metrics[0], "difference", "p", *metrics[1:]):
-            shown.add_column(name, no_wrap=True)
-        for position, (_, line) in enumerate(main.iterrows()):
-            few = f" ({line['queries']} queries)" if line["queries"] < queries else ""
-            more = (other.iloc[position] for other in others)
-            shown.add_row(
-                line["name"] + few,
-                value(line),
-                difference(line),
-                p_value(line["p_holm"]),
-                *(f"{other['mean']:.3f}{star(other)}" for other in more),
-            )
-        tables.append(shown)
-    return tables
+def terminal(comparison: Comparison, console: Console) -> list[RenderableType]:
+    """A table a corpus, and of their average; where names take too much room, they are below, by number."""
+    few = {
+        line["name"]: f"{line['name']} ({line['queries']} queries)"
+        for corpus in corpora(comparison)
+        for of in [of_metric(comparison, corpus, comparison.main)]
+        for _, line in of[of["queries"] < of["queries"].max()].iterrows()
+    }
+    names = {line.name: few.get(line.name, line.name) for line in comparison.lines}
+    tables = [_one(comparison, corpus, names) for corpus in corpora(comparison)]
+    options = console.options.update(max_width=1000)
+    if all(Measurement.get(console, options, table).maximum <= console.width for table in tables):
+        return [*tables, *_key(choices(comparison))]
+    numbers = {name: str(number) for number, name in enumerate(names, 1)}
+    tables = [_one(comparison, corpus, numbers) for corpus in corpora(comparison)]
+    return [*tables, *_key([(numbers[name], names[name]) for name in names]), *_key(choices(comparison))]
+
+
+def _one(comparison: Comparison, corpus: str, labels: dict[str, str]) -> Table:
+    metric, *more = comparison.metrics[:SHOWN]
+    main, *others = (of_metric(comparison, corpus, name) for name in (metric, *more))
+    title = f"{corpus}, {main['queries'].max()} queries"
+    shown = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    several = bool((main["seeds"] > 1).any())
+    for name in ("system", metric, "difference", "p", *more, *["seeds"] * several):
+        shown.add_column(escape(name), no_wrap=True)
+    for position, (_, line) in enumerate(main.iterrows()):
+        texts = [
+            labels[line["name"]],
+            value(line),
+            difference(line),
+            p_value(line["p_holm"]),
+            *(f"{other.iloc[position]['mean']:.3f}{star(other.iloc[position])}" for other in others),
+            *[seeds(line)] * several,
+        ]
+        shown.add_row(*map(escape, texts))
+    return shown
+
+
+def _key(of: list[tuple[str, str]]) -> list[Table]:
+    """What stands for what; nothing where nothing does."""
+    grid = Table.grid("", "", padding=(0, 2))
+    for label, meaning in of:
+        grid.add_row(escape(label), escape(meaning))
+    return [grid] if of else []
 
 
 def markdown(comparison: Comparison) -> str:
     parts = []
     for corpus in corpora(comparison):
-        header, *body = cells(comparison, corpus)
+        header, *body = cells(comparison, corpus, comparison.metrics)
         rule = ["---"] * len(header)
         parts.append(
             "\n".join([f"## {corpus}", "", *(f"| {' | '.join(li)} |" for li in (header, rule, *body))])
         )
-    return "\n\n".join([*parts, note(comparison)]) + "\n"
+    follows = [f"`{choice}` is `{settings}`." for choice, settings in choices(comparison)]
+    return "\n\n".join([*parts, note(comparison), *follows]) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    """A booktabs table of the main metric, a column a corpus; needs ``\\usepackage{booktabs}``.
+    """A booktabs table of all metrics, which ``--metrics`` chooses; needs ``\\usepackage{booktabs}``.
 
-    A superscript plus or minus marks what is significantly better or worse than the baseline.
+    A superscript plus or minus marks what is significantly better or worse than the baseline, ± the standard
+    deviation over the seeds.
     """
-    names = corpora(comparison)
-    main = comparison.table[comparison.table["metric"] == comparison.main]
-    head = [*_escaped(["system", *comparison.columns]), *_escaped(names)]
-    most = main.groupby("corpus")["queries"].max()
+    names, metrics = corpora(comparison), comparison.metrics
+    known = comparison.table.set_index(["corpus", "metric", "name"])
+    most = comparison.table.groupby("corpus")["queries"].max()
     rows = []
     for line in comparison.lines:
         settings = [str(line.settings.get(column, "")) for column in comparison.columns]
-        body = _escaped([line.system if line.system != TUNED else "tuned", *settings])
-        found = main[main["name"] == line.name].set_index("corpus")
-        rows.append(body + [_latex_cell(found.loc[c], most[c]) if c in found.index else "--" for c in names])
-    ends = " \\\\\n"
-    return (
-        f"% {comparison.main}, seeds averaged. ^{{+}} and ^{{-}}: better and worse than "
-        f"{comparison.baseline} by a paired randomization test over the queries, p < {ALPHA}, Holm-corrected "
-        "over the lines.\n"
-        f"\\begin{{tabular}}{{{'l' * (1 + len(comparison.columns))}{'r' * len(names)}}}\n\\toprule\n"
-        + " & ".join(head)
-        + ends
-        + "\\midrule\n"
-        + "".join(" & ".join(row) + ends for row in rows)
-        + "\\bottomrule\n\\end{tabular}\n"
-    )
+        row = _escaped([line.system if line.system != TUNED else "tuned", *settings])
+        for corpus in names:
+            for metric in metrics:
+                at = corpus, metric, line.name
+                few = most[corpus] if metric == metrics[0] else 0
+                row.append(_latex_cell(known.loc[at], few) if at in known.index else "--")
+        rows.append(row)
+    left = ["system", *comparison.columns]
+    if len(metrics) == 1:
+        head = [_row(_escaped([*left, *names]))]
+    elif len(names) == 1:
+        head = [_row(_escaped([*left, *metrics]))]
+    else:
+        above = (f"\\multicolumn{{{len(metrics)}}}{{c}}{{{name}}}" for name in _escaped(names))
+        ends = [
+            (len(left) + 1 + n * len(metrics), len(left) + (n + 1) * len(metrics)) for n in range(len(names))
+        ]
+        rules = " ".join(f"\\cmidrule(lr){{{first}-{last}}}" for first, last in ends)
+        head = [
+            _row(["", *[""] * (len(left) - 1), *above]),
+            rules,
+            _row(_escaped([*left, *metrics * len(names)])),
+        ]
+    said = [*note(comparison).split("\n"), *(" is ".join(of) for of in choices(comparison))]
+    lines = [
+        f"% {', '.join(metrics)} on {', '.join(names)}; ^{{+}} and ^{{-}}: better and worse than "
+        f"{comparison.baseline}, p < {ALPHA}.",
+        *(f"% {text}" for text in said),
+        f"\\begin{{tabular}}{{{'l' * len(left)}{'r' * len(names) * len(metrics)}}}",
+        "\\toprule",
+        *head,
+        "\\midrule",
+        *map(_row, rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(texts: list[str]) -> str:
+    return " & ".join(texts) + " \\\\"
 
 
 def _latex_cell(line: pandas.Series, queries: int) -> str:
     mark = ("+" if line["difference"] > 0 else "-") if star(line) else ""
     few = f" ({line['queries']} queries)" if line["queries"] < queries else ""
-    return f"${line['mean']:.3f}{'^{' + mark + '}' if mark else ''}${few}"
+    spread = f" \\pm {line['std']:.3f}" if pandas.notna(line["std"]) else ""
+    return f"${line['mean']:.3f}{'^{' + mark + '}' if mark else ''}{spread}${few}"
 
 
 def _system(line: pandas.Series) -> str:

@@ -98,6 +98,56 @@ def test_the_theme_switches(opened):
     assert [entry for entry in opened.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+@pytest.fixture
+def phone(browser, written):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(written.as_uri())
+    drawn(browser, 4)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def boxes(browser, selector: str) -> list[tuple[str, dict[str, float]]]:
+    """Text and rectangle of what is shown."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility() && e.textContent)"
+        ".map(e => [e.textContent, e.getBoundingClientRect().toJSON()])",
+        selector,
+    )
+
+
+def test_on_a_phone_the_difference_and_p_are_in_view(phone):
+    for label in ("nDCG@10", "difference", "p"):
+        shown = boxes(phone, f".sortable td[data-label='{label}']")
+        assert len(shown) >= 2 and all(box["left"] >= 0 and box["right"] <= 390 for _, box in shown)
+    for table in ("table.cards", ".chart"):
+        wider = phone.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.scrollWidth - e.clientWidth)",
+            table,
+        )
+        assert max(wider) <= 0
+    assert phone.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("device", ["phone", "opened"])
+def test_the_ticks_of_charts_do_not_overlap(device, request):
+    browser = request.getfixturevalue(device)
+    for chart in browser.find_elements(By.CSS_SELECTOR, ".chart"):
+        found = boxes(browser, f"#{chart.get_attribute('id')} .role-axis-label text")
+        assert len(found) >= 3
+        for number, (_, one) in enumerate(found):
+            for _, other in found[:number]:
+                apart = (
+                    one["left"] >= other["right"]
+                    or other["left"] >= one["right"]
+                    or one["top"]
+                    >= other["bottom"] - 2  # a line's height has room above and below its letters
+                    or other["top"] >= one["bottom"] - 2
+                )
+                assert apart, found
+
+
 def test_a_phone_needs_no_sideways_scrolling(opened):
     opened.set_window_size(500, 900)  # the least that Chromium opens
     # A chart keeps its old width until it is drawn anew.

@@ -20,7 +20,7 @@ from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
 from dense_retrieval.evaluation import significance
-from dense_retrieval.evaluation.verdict import verdict
+from dense_retrieval.evaluation.verdict import spread, verdict
 from dense_retrieval.records import InputError
 
 
@@ -74,13 +74,12 @@ def test_a_grid_by_hand(tmp_path):
         assert line["mean"] == pytest.approx(of_seeds.mean())
         assert line["std"] == pytest.approx(of_seeds.mean(1).std(ddof=1))
         assert line["difference"] == pytest.approx(d.mean())
-        assert line["p_t"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
-        assert line["low"] < line["difference"] < line["high"]
+        over = spread([of_seeds - truth[corpus, "untuned"]])
+        assert line["p_t"] == pytest.approx(over.p_value)
+        assert [line["low"], line["high"]] == pytest.approx([d.mean() - over.half, d.mean() + over.half])
     for corpus in ("kale", "basalt"):
         of_losses = table.loc[corpus, "tuned student"].xs("nDCG@10", level="metric")
-        np.testing.assert_allclose(
-            of_losses["p_holm"], significance.holm(of_losses["p_randomization"].to_numpy())
-        )
+        np.testing.assert_allclose(of_losses["p_holm"], significance.holm(of_losses["p_t"].to_numpy()))
     for loss in ("infonce", "listwise"):
         average = table.loc["average", "tuned student", loss, "nDCG@10"]
         assert average["difference"] == pytest.approx((means["kale", loss] + means["basalt", loss]) / 2)
@@ -337,7 +336,7 @@ def test_runs_are_compared_by_the_metrics_that_all_have(tmp_path):
         assert line["mean"] == pytest.approx(tuned[old].mean())
         assert line["difference"] == pytest.approx(tuned[old].mean() / 2)
         assert table.loc["listwise", "tuned student", new]["mean"] == 0.75
-    header = tables.cells(found, "kale")[0]
+    header = tables.cells(found, "kale", found.metrics)[0]
     assert header == ["system", "loss", "RR@10", "difference", "p", "AP@100", "seeds", "queries"]
     assert tables.latex(found).startswith("% RR@10, ")
     html = page.render(found, [])
@@ -417,25 +416,171 @@ def test_tables_by_hand(tmp_path):
     found = comparison(tmp_path)
     table = tables.markdown(found).splitlines()
     assert table[:2] == ["## kale", ""] and table[2].startswith("| system | loss | nDCG@10")
-    assert "| BM25 | infonce | 0.000 | -0.500 [-0.500, -0.500]* | 0.002 | 0.000* | 0.000* | 1 | 20 |" in table
+    assert (
+        "| BM25 | infonce | 0.000 | -0.500 [-0.500, -0.500]* | 0.002 | 0.000* | 0.000* | 0.000* | 1 | 20 |"
+        in table
+    )
     few = next(line for line in table if line.startswith("| BM25 | a_b"))
     # all 5 signs alike: p = 2 / 2^5, for two tests left
     assert few.endswith("| 1 | 5 |") and few.startswith(
         "| BM25 | a_b | 0.250 | -0.250 [-0.250, -0.250] | 0.1"
     )
     assert (
-        "| tuned | infonce | 0.750 | +0.250 [+0.250, +0.250]* | 0.002 | 0.750* | 0.750* | 1 | 20 |" in table
+        "| tuned | infonce | 0.750 | +0.250 [+0.250, +0.250]* | 0.002 | 0.750* | 0.750* | 0.750* | 1 | 20 |"
+        in table
     )
     latex = tables.latex(found).splitlines()
-    assert latex[1:3] == [r"\begin{tabular}{llr}", r"\toprule"] and latex[3] == r"system & loss & kale \\"
-    assert r"tuned & infonce & $0.750^{+}$ \\" in latex and r"tuned & a\_b & $0.500$ \\" in latex
-    assert r"BM25 & infonce & $0.000^{-}$ \\" in latex
-    assert r"BM25 & a\_b & $0.250$ (5 queries) \\" in latex
+    first = latex.index(r"\begin{tabular}{llrrrr}")
+    assert latex[first + 1 : first + 3] == [
+        r"\toprule",
+        r"system & loss & nDCG@10 & R@100 & RR@10 & AP@100 \\",
+    ]
+    better = " & ".join(["$0.750^{+}$"] * 4)
+    assert rf"tuned & infonce & {better} \\" in latex
+    assert r"tuned & a\_b & $0.500$ & $0.500$ & $0.500$ & $0.500$ \\" in latex
+    assert r"BM25 & infonce & $0.000^{-}$ & $0.000^{-}$ & $0.000^{-}$ & $0.000^{-}$ \\" in latex
+    assert r"BM25 & a\_b & $0.250$ (5 queries) & $0.250$ & $0.250$ & $0.250$ \\" in latex
     assert tables._escaped([r"a^2_\~"]) == [r"a\textasciicircum{}2\_\textbackslash{}\textasciitilde{}"]
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(*tables.terminal(found))
+    console.print(*tables.terminal(found, console))
     shown = console.export_text()
     assert "kale, 20 queries" in shown and "BM25 loss=a_b (5 queries)" in shown and "…" not in shown
+
+
+def test_seeds_count_in_the_test_of_two_tuned_lines(tmp_path):
+    """In pairs of the same seed; a line of one seed says so, and is tested over the queries as before."""
+    rng = np.random.default_rng(0)
+    untuned, of_query = rng.random(40), rng.normal(0, 0.05, 40)
+    tuned = {}
+    for loss, seeds in {"infonce": (0, 1, 2), "listwise": (0, 1, 2), "combined": (2,)}.items():
+        for seed in seeds:
+            tuned[loss, seed] = (
+                untuned + of_query + 0.05 * seed + rng.normal(0.1 * (loss == "listwise"), 0.05, 40)
+            )
+            systems = {"untuned student": untuned, "tuned student": tuned[loss, seed]}
+            write_run(tmp_path / f"{loss}{seed}", {"loss": loss, "seed": seed}, systems)
+    found = comparison(tmp_path, "loss=infonce")
+    table = found.table.query("metric == 'nDCG@10'").set_index("loss")
+    over = spread([np.stack([tuned["listwise", s] - tuned["infonce", s] for s in range(3)])])
+    line = table.loc["listwise"]
+    assert (line["seeds"], line["seeds_compared"]) == (3, 3)
+    assert [line["difference"], line["low"], line["p_t"]] == pytest.approx(
+        [over.mean, over.mean - over.half, over.p_value]
+    )
+    line, alone = table.loc["combined"], tuned["combined", 2] - tuned["infonce", 2]
+    assert (line["seeds"], line["seeds_compared"], line["difference"]) == (1, 1, pytest.approx(alone.mean()))
+    assert line["p_t"] == pytest.approx(stats.ttest_1samp(alone, 0).pvalue)
+    tested = table.dropna(subset="difference")  # the untuned student too, against three seeds
+    p = tested["p_t"].where(tested["seeds_compared"] > 1, tested["p_randomization"])
+    assert tested["seeds_compared"].tolist() == [3, 1, 3]
+    assert tested["p_holm"].tolist() == pytest.approx(significance.holm(p.to_numpy()))
+    assert "Of several seeds" in tables.note(found) and "of one seed" in tables.note(found)
+    back = comparison(tmp_path, "loss=combined")
+    shown = tables.cells(back, "kale", back.metrics)
+    assert next(cells for cells in shown if cells[1] == "listwise")[-2] == "3 (1 compared)"
+    # against the untuned student the interval is the verdict's
+    line = comparison(tmp_path).table.query("metric == 'nDCG@10'").set_index("loss").loc["infonce"]
+    said = verdict(np.stack([tuned["infonce", s] - untuned for s in range(3)]), "nDCG@10")
+    assert [line["low"], line["high"]] == pytest.approx([said.low, said.high])
+
+
+def test_a_run_that_trained_three_times_is_three_seeds(tmp_path):
+    values = np.random.default_rng(0).random((4, 30))
+    names = ["untuned student", "tuned student", "tuned student, seed 1", "tuned student, seed 2"]
+    write_run(tmp_path / "a", {"seeds": 3}, dict(zip(names, values, strict=True)))
+    line = comparison(tmp_path).table.set_index(["system", "metric"]).loc["tuned student", "nDCG@10"]
+    over = spread([values[1:] - values[0]])
+    assert (line["seeds"], line["seeds_compared"]) == (3, 3) and line["p_t"] == pytest.approx(over.p_value)
+
+
+def test_the_average_over_corpora_counts_the_seeds(tmp_path):
+    truth = grid(tmp_path, seeds=(0, 1, 2))
+    table = comparison(tmp_path).table.query("metric == 'nDCG@10'").set_index(["corpus", "loss"])
+    strata = [
+        np.stack([truth[corpus, "listwise", seed] - truth[corpus, "untuned"] for seed in range(3)])
+        for corpus in ("basalt", "kale")
+    ]
+    line, over = table.loc["average", "listwise"], spread(strata)
+    assert [line["difference"], line["low"], line["p_t"]] == pytest.approx(
+        [over.mean, over.mean - over.half, over.p_value]
+    )
+
+
+def test_one_seed_is_said(tmp_path):
+    grid(tmp_path, seeds=(0,))
+    found = comparison(tmp_path)
+    assert "Of one seed: intervals are bootstrapped" in tables.note(found)
+    assert "say nothing of another seed" in tables.note(found)
+
+
+def test_every_setting_that_differs_is_shown(tmp_path):
+    """A learning rate that goes with the loss may be why results differ; the loss's weight is what the loss is."""
+    values = {"untuned student": np.zeros(9), "tuned student": np.ones(9)}
+    for number, (loss, rate, weight) in enumerate([("infonce", 1e-4, 0.0), ("listwise", 2e-5, 1.0)]):
+        given = {"loss": loss, "trainer.learning_rate": rate, "loss.listwise_weight": weight}
+        given |= {
+            "loss.terms.listwise.weight": weight,
+            "executor.devices": number,
+            "trainer.graph_tokens": number,
+        }
+        given |= {
+            "teacher.members": [{"path": "a", "weights": number}, {"path": "b"}],
+            "logger.project": loss,
+        }
+        write_run(tmp_path / str(number), given, values)
+    found = comparison(tmp_path)
+    assert found.columns == ["loss", "teacher.members.0.weights", "trainer.learning_rate"]
+    assert found.lines[-1].name == "loss=listwise teacher.members.0.weights=1 trainer.learning_rate=2e-05"
+    assert found.follow == {"loss": ["loss.listwise_weight"]}
+    assert tables.choices(found) == [
+        ("loss=infonce", "loss.listwise_weight=0.0"),
+        ("loss=listwise", "loss.listwise_weight=1.0"),
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*tables.terminal(found, console))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert re.search(r"^3 +loss=listwise teacher\.members\.0\.weights=1", text, re.MULTILINE)
+    assert "loss=listwise  loss.listwise_weight=1.0" in text
+    assert "`loss=infonce` is `loss.listwise_weight=0.0`" in tables.markdown(found)
+
+
+def test_runs_that_differ_in_nothing_but_where_they_were_are_seeds(tmp_path):
+    """Another folder of the same files, another logger, an experiment that set what both have."""
+    values = {"untuned student": np.zeros(9), "tuned student": np.ones(9)}
+    for seed in range(2):
+        path = f"/home/{seed}/model"
+        given = {"seed": seed, "teacher.path": path, "logger.project": str(seed), "plan": False}
+        write_run(tmp_path / str(seed), given, values, inputs={path: "0123456789"})
+        facts = json.loads((tmp_path / f"{seed}/metrics.json").read_text())
+        facts["choices"] |= {"experiment": str(seed), "logger": str(seed), "executor": str(seed)}
+        (tmp_path / f"{seed}/metrics.json").write_text(json.dumps(facts))
+    found = comparison(tmp_path)
+    assert [len(line.runs) for line in found.lines if line.system == "tuned student"] == [2]
+    assert found.runs[0].settings["teacher.path"] == "model@012345"
+
+
+def test_the_metrics_asked_for(tmp_path):
+    grid(tmp_path)
+    runs, _ = read_all(find([tmp_path]))
+    found = Comparison(runs, metrics=["MRR@10", "nDCG@10"], samples=100)
+    assert found.metrics == ["RR@10", "nDCG@10"] and found.main == "RR@10" and not found.unshared
+    latex = tables.latex(found).splitlines()
+    at = latex.index(r"\toprule")
+    assert (
+        latex[at + 1]
+        == r" &  & \multicolumn{2}{c}{basalt} & \multicolumn{2}{c}{kale} & \multicolumn{2}{c}{average} \\"
+    )
+    assert latex[at + 2] == r"\cmidrule(lr){3-4} \cmidrule(lr){5-6} \cmidrule(lr){7-8}"
+    assert latex[at + 3] == r"system & loss & RR@10 & nDCG@10 & RR@10 & nDCG@10 & RR@10 & nDCG@10 \\"
+    line = found.table.set_index(["corpus", "loss", "metric"]).loc["basalt", "listwise", "RR@10"]
+    mark = "^{+}" if line["p_holm"] < 0.05 else ""
+    cell = rf"${line['mean']:.3f}{mark} \pm {line['std']:.3f}$"
+    assert any(row.startswith(rf"tuned & listwise & {cell} & ") for row in latex)
+    one = tables.latex(Comparison(runs, metrics=["nDCG@10"], samples=100))
+    assert "system & loss & basalt & kale & average \\\\" in one
+    with pytest.raises(InputError, match="--metrics: not every run has P@5; there are nDCG@10, R@100"):
+        Comparison(runs, metrics=["P@5"])
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -483,6 +628,7 @@ def test_the_page_has_a_verdict_over_queries_and_seeds_and_says_how_hard_the_que
     for loss in ("infonce", "listwise"):
         differences = np.stack([truth["kale", loss, seed] for seed in range(3)]) - truth["kale", "untuned"]
         assert f"loss={loss}: {verdict(differences, 'nDCG@10')}" in html
+    html = re.sub(r'<td data-label="[^"]*">', "<td>", html)
     line = "<td>7</td><td>0.88</td><td>0.50</td><td>1.00</td>"
     assert f"<td>claim</td>{line}" in html and f"<td>test queries</td>{line}" in html
 
@@ -493,8 +639,11 @@ def test_the_page_holds_what_the_comparison_says(tmp_path):
     html = page.render(found, ["a <run> that is missing"])
     assert "http" not in re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)  # nothing is fetched
     assert "kale &amp; &lt;b&gt;cabbage" in html and "a &lt;run&gt; that is missing" in html
-    for line in tables.cells(found, "kale")[1:]:
-        assert "".join(f"<td>{cell}</td>" for cell in line) in html
+    head, *lines = tables.cells(found, "kale", found.metrics[:3])
+    assert head == ["system", "loss", "nDCG@10", "difference", "p", "R@100", "RR@10", "seeds", "queries"]
+    bare = re.sub(r'<td data-label="[^"]*">', "<td>", html)
+    for line in lines:
+        assert "".join(f"<td>{cell.replace('<', '&lt;')}</td>" for cell in line) in bare
     specs = json.loads(re.search(r"const specs = (.*);", html)[1].replace("<\\/", "</"))
     assert len(specs) == 4  # differences, training losses, dev losses, query types
     points = [point for spec in specs.values() for point in datasets(spec)]
@@ -505,7 +654,7 @@ def test_the_page_holds_what_the_comparison_says(tmp_path):
     cells = {(c["name"], c["query type"]): c["value"] for c in points if "query type" in c}
     assert cells == {("loss=infonce", "claim"): 0.25, ("loss=listwise", "claim"): 0.75}
     assert all(spec["description"] for spec in specs.values())
-    assert re.search(r"<td>claim</td><td>77</td><td>66</td><td>55</td>", html)
+    assert re.search(r"<td>claim</td><td>77</td><td>66</td><td>55</td>", bare)
     assert "python -m dense_retrieval.run loss=listwise" in html and "0123456789ab<" in html
     better = int((found.difference(found.lines[-1], "kale", "nDCG@10") > 0).sum())
-    assert f"<td>loss=listwise</td><td>{better}</td><td>0</td><td>{12 - better}</td>" in html
+    assert f"<td>loss=listwise</td><td>{better}</td><td>0</td><td>{12 - better}</td>" in bare

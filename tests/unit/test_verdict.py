@@ -1,10 +1,14 @@
 """What is said of a difference: against the paired t-test, a linear mixed model by hand, and simulated truth."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from dense_retrieval.evaluation.verdict import MARGIN, verdict
+from dense_retrieval.evaluation import significance
+from dense_retrieval.evaluation.verdict import MARGIN, spread, verdict
 
 
 def test_with_one_seed_it_is_the_paired_t_test():
@@ -60,15 +64,108 @@ def test_the_four_words(mean, deviation, word):
     )
 
 
-def test_what_would_settle_it_does():
-    noise = np.random.default_rng(1).normal(0, 1, 400)
-    noise = (noise - noise.mean()) / noise.std(ddof=1)
-    found = verdict(0.01 + 0.5 * noise[None], "nDCG@10")
-    needed = int(found.settled_by.split()[1].replace(",", ""))
-    half = stats.t.ppf(0.975, needed - 1) * 0.5 / np.sqrt(needed)
-    assert half == pytest.approx(0.01 + MARGIN, rel=0.02)
-    seeds = verdict(np.array([[-0.05], [0.0], [0.08]]) + 0.001 * noise, "nDCG@10")
-    assert "seeds would settle it" in str(seeds) and "400 queries and 3 seeds" in str(seeds)
+def like(mean: float, of_query: float, of_seed: float, rest: float, seeds: int, queries: int) -> np.ndarray:
+    """``(S, Q)`` whose mean and variance components are exactly these."""
+    rng = np.random.default_rng(1)
+
+    def exact(values: np.ndarray, variance: float) -> np.ndarray:
+        return (values - values.mean()) / values.std(ddof=1) * np.sqrt(variance)
+
+    noise = rng.normal(size=(seeds, queries))
+    noise = noise - noise.mean(0) - noise.mean(1)[:, None] + noise.mean()
+    noise *= np.sqrt(rest**2 * (seeds - 1) * (queries - 1) / (noise**2).sum()) if seeds > 1 else 0
+    by_query = exact(rng.normal(size=queries), of_query**2 + rest**2 / seeds)
+    by_seed = exact(rng.normal(size=seeds), of_seed**2 + rest**2 / queries) if seeds > 1 else np.zeros(1)
+    return mean + by_query + by_seed[:, None] + noise
+
+
+def settled(mean: float, of_query: float, of_seed: float, rest: float, seeds: int, queries: int) -> float:
+    """The share of 500 experiments with a verdict."""
+    rng, words = np.random.default_rng(0), []
+    for _ in range(500):
+        noise = rng.normal(0, of_query, queries) + rng.normal(0, of_seed, (seeds, 1))
+        words.append(
+            verdict(mean + noise + rng.normal(0, rest, (seeds, queries)), "nDCG@10").word != "cannot tell"
+        )
+    return float(np.mean(words))
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number.replace(",", "")) for number in re.findall(r"about ([\d,]+)", text)]
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.0, -0.03])
+def test_as_many_more_queries_as_it_says_settle_it_four_times_in_five(mean):
+    found = verdict(like(mean, 0.5, 0.0, 0.0, 1, 200), "nDCG@10")
+    assert found.word == "cannot tell"
+    (more,) = numbers(found.settled_by)
+    assert 0.76 <= settled(mean, 0.5, 0.0, 0.0, 1, 200 + more) <= 0.88
+    assert f"; about {more:,} more test queries would settle it" in str(found)
+    # (1.96 + 0.84) standard errors to the nearer of 0 and what is no worse
+    distance = max(abs(mean), mean + MARGIN)
+    assert 200 + more == pytest.approx((0.5 * 2.8016 / distance) ** 2, rel=0.06)
+
+
+def test_more_queries_or_more_seeds_where_either_settles_it():
+    parts = 0.01, 0.03, 0.008, 0.12
+    found = verdict(like(*parts, 6, 30), "nDCG@10")
+    queries, seeds = numbers(found.settled_by)
+    assert re.fullmatch(r"about [\d,]+ more test queries or about \d+ more seeds", found.settled_by)
+    assert 0.73 <= settled(*parts, 6, 30 + queries) <= 0.9
+    assert 0.73 <= settled(*parts, 6 + seeds, 30) <= 0.9
+
+
+def test_where_seeds_are_what_is_uncertain_queries_alone_settle_nothing():
+    parts = 0.01, 0.05, 0.03, 0.02
+    found = verdict(like(*parts, 3, 400), "nDCG@10")
+    (seeds,) = numbers(found.settled_by)
+    assert found.settled_by == f"about {seeds} more seeds"
+    assert 0.73 <= settled(*parts, 3 + seeds, 400) <= 0.9
+    assert settled(*parts, 3, 4000) < 0.5
+    assert "over 400 queries and 3 seeds; about" in str(found)
+
+
+def test_where_neither_alone_is_enough_both_are_said():
+    parts = 0.01, 0.2, 0.03, 0.1
+    found = verdict(like(*parts, 3, 20), "nDCG@10")
+    queries, seeds = numbers(found.settled_by)
+    assert "more test queries together with about" in found.settled_by
+    assert 0.73 <= settled(*parts, 3 + seeds, 20 + queries) <= 0.95
+
+
+def test_a_single_query_says_nothing():
+    found = verdict(np.array([[0.5]]), "nDCG@10")
+    assert str(found) == (
+        "cannot tell: nDCG@10 +0.500 [+nan, +nan] over 1 queries, one seed; more test queries would settle it"
+    )
+
+
+def test_a_spread_over_several_corpora_by_hand():
+    """Two seeds on two corpora: the same formulas, the corpora's means averaged."""
+    rng = np.random.default_rng(0)
+    strata = [rng.normal(0.1, 0.2, (2, q)) + np.array([[0.0], [0.3]]) for q in (4, 6)]
+    found = spread(strata)
+    of_seed = (strata[0].mean(1) + strata[1].mean(1)) / 2
+    by_query = sum(d.mean(0).var(ddof=1) / d.shape[1] / 4 for d in strata)
+    rests = [
+        ((d - d.mean(0) - d.mean(1, keepdims=True) + d.mean()) ** 2).sum() / (d.shape[1] - 1) for d in strata
+    ]
+    left = sum(rest / 2 / d.shape[1] / 4 for rest, d in zip(rests, strata, strict=True))
+    assert found.mean == pytest.approx(of_seed.mean()) and found.by_query == pytest.approx(by_query)
+    assert found.by_seed == pytest.approx(of_seed.var(ddof=1) / 2 - left) and found.by_seed > 0
+    one = [d[:1] for d in strata]
+    welch = significance.t_test(one)[0]
+    assert spread(one).p_value == pytest.approx(welch)
+
+
+def test_the_p_value_belongs_to_the_interval():
+    differences = np.random.default_rng(0).normal(0.02, 0.2, (3, 60))
+    found = spread([differences])
+    at_the_end = replace(found, mean=found.half)
+    assert at_the_end.p_value == pytest.approx(0.05)
+    one = spread([differences[:1]])
+    assert one.p_value == pytest.approx(stats.ttest_1samp(differences[0], 0).pvalue)
+    assert spread([np.zeros((3, 9))]).p_value == 1.0 and spread([np.ones((3, 9))]).p_value == 0.0
 
 
 def test_equal_students_are_no_worse():
