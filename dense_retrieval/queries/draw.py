@@ -147,10 +147,10 @@ def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], 
 
 
 def _none_is_lost(counted: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> None:
-    """Say why a type has no query left, if cleaning dropped them all."""
+    """Say why a type has no query left, if all were dropped."""
     for name in types:
-        of = counted.get(name, {"generated": 0, "cleaned": 0})
-        if of["generated"] and not of["cleaned"]:
+        of = counted.get(name, {"generated": 0, "dropped": {}})
+        if of["generated"] and of["generated"] == sum(of["dropped"].values()):
             why = ", ".join(f"{n} {reason}" for reason, n in of["dropped"].items())
             raise InputError(
                 f"all {of['generated']} queries of type {name!r} were dropped ({why}); look at them with "
