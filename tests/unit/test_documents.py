@@ -150,7 +150,10 @@ def test_bad_input_is_named(folder, tmp_path):
 def hub_folder(folder: Path) -> Path:
     """A dataset as the hub has it: two configurations, which its card names."""
     (folder / "corpus").mkdir(parents=True)
-    rows = [{"_id": "d1", "heading": "Gas", "body": "Argon is a gas."}, {"_id": "d2", "heading": None, "body": "Ice"}]
+    rows = [
+        {"_id": "d1", "heading": "Gas", "body": "Argon is a gas."},
+        {"_id": "d2", "heading": None, "body": "Ice"},
+    ]
     (folder / "corpus/part.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "body": "a query"}))
     (folder / "README.md").write_text(
@@ -169,9 +172,13 @@ def test_a_dataset_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
         ("d1#1", "Gas", "Gas Argon is a gas."),
         ("d2#1", "", "Ice"),
     ]
-    with pytest.raises(InputError, match=r"set: row 1 has no column 'text'; it has _id, heading, body: .*columns.text"):
+    with pytest.raises(
+        InputError, match=r"set: row 1 has no column 'text'; it has _id, heading, body: .*columns.text"
+    ):
         read(folder, source="hub", subset="corpus")
-    with pytest.raises(InputError, match=r"data.path=.*set: could not be had .*BuilderConfig 'corpora' not found"):
+    with pytest.raises(
+        InputError, match=r"data.path=.*set: could not be had .*BuilderConfig 'corpora' not found"
+    ):
         read(folder, source="hub", subset="corpora")
     with pytest.raises(InputError, match=r"""Unknown split "test".*data.split="""):
         read(folder, source="hub", subset="corpus", split="test", columns=columns)
@@ -193,5 +200,7 @@ def test_a_collection_of_ir_datasets_is_read(tmp_path):
         ("7#1", "", "Argon is a gas."),
         ("9#1", "", "Ice is cold."),
     ]
-    with pytest.raises(InputError, match=r"data.path=tinier: ir_datasets has no documents of that name.*ir-datasets"):
+    with pytest.raises(
+        InputError, match=r"data.path=tinier: ir_datasets has no documents of that name.*ir-datasets"
+    ):
         read(Path("tinier"), source="ir_datasets")
