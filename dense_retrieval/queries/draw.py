@@ -40,7 +40,8 @@ def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -
         if not len(rows):
             there = ", ".join(sorted(set(names.tolist()))) or "no query at all"
             raise InputError(
-                f"there are no queries of type {name!r}; there are: {there}; choose one with querytype="
+                f"there are no queries of type {name!r}; there are: {there}; choose one with querytype=, or let a "
+                "language model write them, with generator="
             )
     left = len(names) if total is None else total
     chosen = []

@@ -63,13 +63,16 @@ class DocumentsData(Data):
 
     _target_: str = "dense_retrieval.corpus.documents.read_documents"
     path: str = setting(
-        MISSING, "folder or file: .txt .md .html .pdf .csv .jsonl .parquet; or the name of a collection of data.source"
+        MISSING,
+        "folder or file: .txt .md .html .pdf .csv .jsonl .parquet; or the name of a collection of data.source",
     )
     source: str = setting(
         "files",
         "where data.path is: files; hub, a dataset of the Hugging Face hub or a folder in its layout; ir_datasets",
     )
-    subset: str | None = setting(None, "configuration of a dataset of the hub, such as corpus; null = its only one")
+    subset: str | None = setting(
+        None, "configuration of a dataset of the hub, such as corpus; null = its only one"
+    )
     split: str = setting("train", "of a dataset of the hub")
     revision: str | None = setting(None, "branch, tag or commit on the hub")
     passage_tokens: Any = setting(
