@@ -55,7 +55,7 @@ class Chain:
     def steps(self) -> list[Step[Any]]:
         """In the order in which a run builds them."""
         of_parts = [
-            step for part in self.parts.values() for step in (part.by_type, part.corpus, part.cleaned)
+            step for part in self.parts.values() for step in (part.by_type, part.corpus, *part.filtered[:1])
         ]
         groups = [labels.groups for labels in self.labels.values()]
         before = [step for of in self.before.values() for step in of.values()]

@@ -36,6 +36,19 @@ class QueryType:
     total: int | None = setting(
         None, "training queries in all, before the filters; null = all there are", least=1
     )
+    near_duplicates: float | None = setting(
+        None,
+        "share of their words, stop words aside, from which on two synthetic queries say the same, such as 0.8: the "
+        "second one is dropped; null = none is",
+        above=0,
+        most=1,
+    )
+    judge: str | None = setting(
+        None,
+        "language model that drops the synthetic queries that, as it says, their passages do not answer: generator, "
+        "the one that writes them, or another one's overrides, such as 'generator=llama_cpp generator.path=FILE.gguf'; "
+        "null = none does",
+    )
     difficulty: float | None = setting(
         None,
         "share of each type's synthetic queries that total is drawn from: those whose passage BM25 and the untuned "

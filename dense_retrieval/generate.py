@@ -33,7 +33,7 @@ def main(config: Config) -> None:
     store = Store(Path(config.cache_dir))
     if config.plan:
         parts = [pipeline.prepare(of) for of in corpora(config).values()]
-        steps = [part.cleaned for part in parts if part.cleaned]
+        steps = [part.filtered[-1] for part in parts if part.filtered]
         Console().print(plan.table(plan.lines(store, steps), "plan"))
         return plan.remove(folder)
     for title, of in corpora(config).items():
@@ -43,26 +43,29 @@ def main(config: Config) -> None:
 
 
 def _write(store: Store, part: Part, folder: Path) -> None:
-    if part.raw is None or part.cleaned is None:
+    if part.raw is None:
         raise InputError("querytype=human has no queries to write; choose others with querytype=")
-    written = [(part.raw, part.cleaned)]
-    if part.c.evaluation.heldout_types:
+    written = [(part.raw, part.filtered)]
+    if types := list(part.c.evaluation.heldout_types):
         raw = pipeline.written(part.c, part.corpus, part.heldout, part.duplicates, "heldout")
-        written.append((raw, pipeline.clean_queries(part.corpus, part.heldout, raw)))
+        written.append((raw, [pipeline.cleaned(part.corpus, part.heldout, raw, types)]))
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as lines:
-        for raw, cleaned in written:
-            store.build(part.corpus, raw, cleaned)
+        for raw, filtered in written:
+            store.build(part.corpus, raw, *filtered)
             ids = store.load(part.corpus).passages["id"]
-            dropped = read_table(store.open(cleaned).path / "dropped.arrow")
-            reasons = dict(zip(dropped["id"], dropped["reason"], strict=True))
+            reasons: dict[str, str] = {}
+            for step in filtered:
+                dropped = read_table(store.open(step).path / "dropped.arrow")
+                reasons |= zip(dropped["id"], dropped["reason"], strict=True)
             for query in store.load(raw):
                 values = {"passage_id": ids[query["source"]]}
                 values |= {key: query[key] for key in ("querytype", "text", "finish")}
                 if query["id"] in reasons:
                     values["dropped"] = reasons[query["id"]]
                 lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-    log.info("queries:\n%s", report.yields(store.counts(part.cleaned)["by type"]))
-    kept = store.load(part.cleaned)
+    left = part.filtered[-1]
+    log.info("queries:\n%s", report.yields(store.counts(left)["by type"]))
+    kept = store.load(left)
     for name in sorted(set(kept["querytype"])):
         texts = [text for text, of in zip(kept["text"], kept["querytype"], strict=True) if of == name]
         Console().print(f"[bold]{name}[/bold]", *map(escape, texts[:SAMPLES]), sep="\n  ")

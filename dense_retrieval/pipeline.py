@@ -7,20 +7,18 @@ the student, its rankings. Everything is a step, which a :class:`~dense_retrieva
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from dense_retrieval import ranks
 from dense_retrieval.candidates.ann import ann_index, require_kind
-from dense_retrieval.candidates.difficulty import hard_queries
 from dense_retrieval.candidates.mine import candidates
-from dense_retrieval.config import Config, LanguageModel
+from dense_retrieval.config import Config
 from dense_retrieval.corpus.dedup import find_duplicates
 from dense_retrieval.corpus.holdout import hold_out
 from dense_retrieval.groups.labels import groups
@@ -37,14 +35,14 @@ from dense_retrieval.nodes import (
     token_limits,
     tunes_passages,
 )
-from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
-from dense_retrieval.stage import Folder, Later, Outside, Step, resolved
+from dense_retrieval.stage import Folder, Later, Step, resolved
 from dense_retrieval.student.tokens import mixture_tokens
+from dense_retrieval.synthetic import WHAT_IS_ASKED, cleaned, filtered, is_language_model, language_model
 from dense_retrieval.teacher.scores import scores
 from dense_retrieval.training.temperatures import temperatures
 from dense_retrieval.training.train import train
@@ -54,7 +52,6 @@ from dense_retrieval.views import (
     corpus_of,
     dimensions,
     embedded,
-    measured,
     searchers_views,
     tokenized,
     untuned,
@@ -65,9 +62,6 @@ if TYPE_CHECKING:
 
 
 Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
-_WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
-
-
 _HOW_TO_TRAIN = (
     "devices",
     "num_nodes",
@@ -88,8 +82,9 @@ class Part:
     heldout: Step[np.ndarray]
     duplicates: Step[np.ndarray]
     raw: Step[Dataset] | None  # None where all training queries are human
-    cleaned: Step[Dataset] | None
-    hard: Step[Dataset] | None  # of these, where only the hardest are trained on
+    filtered: list[
+        Step[Dataset]
+    ]  # of these: cleaned, and what each further filter leaves; empty if there are none
     queries: Step[Dataset]
     by_type: Step[TestSet] | None
 
@@ -116,18 +111,16 @@ def prepare(c: Config) -> Part:
     untrained = {"heldout": heldout, "duplicates": duplicates}
     types = [type_name(t) for t in c.querytype.types]
     raw = written(c, corpus, heldout, duplicates, "train") if types != ["human"] else None
-    cleaned = clean_queries(corpus, heldout, raw) if raw else None
-    hard, share = None, c.querytype.difficulty
-    if cleaned and share is not None:
-        hard = hard_queries(cleaned, measured(c, corpus, cleaned, "queries"), untrained, share=share)
+    left = filtered(c, corpus, untrained, raw) if raw else []
     queries = draw_queries(
-        corpus, untrained, hard or cleaned, types=types, total=c.querytype.total, seed=c.seed
+        corpus, untrained, left[-1] if left else None, types=types, total=c.querytype.total, seed=c.seed
     )
     by_type = None
     if asked := [type_name(t) for t in heldout_types(c)]:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
-        by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
-    return Part(c, corpus, heldout, duplicates, raw, cleaned, hard, queries, by_type)
+        fit = cleaned(corpus, heldout, of_heldout, heldout_types(c))
+        by_type = heldout_queries(heldout, fit, types=asked)
+    return Part(c, corpus, heldout, duplicates, raw, left, queries, by_type)
 
 
 def heldout_types(c: Config) -> list[str]:
@@ -140,25 +133,21 @@ def written(
     c: Config, corpus: Step[Corpus], heldout: Step[np.ndarray], duplicates: Step[np.ndarray], of: str
 ) -> Step[Dataset]:
     """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones."""
-    if not issubclass(OmegaConf.get_type(c.generator) or object, LanguageModel):
+    if not is_language_model(c.generator):
         return from_file(corpus, outside("generator.path", c.generator.path))
-    backend = settings(c.generator, *_WHAT_IS_ASKED, unkeyed=("path", "revision", "url"))
-    model: Any = instantiate(backend)
-    if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
-        backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
-    files = getattr(model, "files", None)
+    backend, weights = language_model(c.generator)
     types = c.querytype.types if of == "train" else heldout_types(c)
     return write(
         corpus,
         heldout,
         duplicates,
-        Outside(files) if files else None,
+        weights,
         of=of,
-        prompts=[asdict(prompt) for prompt in prompts_of(types)],
+        prompts=[prompt.asked for prompt in prompts_of(types)],
         backend=backend,
         memos=Path(c.cache_dir),
         executor=hardware(c).executor,
-        **plain(c.generator, only=_WHAT_IS_ASKED),
+        **plain(c.generator, only=WHAT_IS_ASKED),
     )
 
 

@@ -180,12 +180,11 @@ def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = Fals
 
 
 def _prepared(store: Store, part: Part, labels: Labels) -> dict[str, dict[str, Any]]:
-    """Query type -> step -> queries left; and under "dropped" what cleaning dropped, by reason."""
-    written = part.hard or part.cleaned
-    store.build(part.corpus, labels.groups, *([written] if written else []))
-    cleaned = store.counts(written)["by type"] if written else {}
+    """Query type -> step -> queries left; and under "dropped" those dropped before any was drawn, by reason."""
+    store.build(part.corpus, labels.groups, *part.filtered)
+    left = store.counts(part.filtered[-1])["by type"] if part.filtered else {}
     yields = {
-        name: cleaned.get(name, {}) | steps for name, steps in store.counts(labels.groups)["by type"].items()
+        name: left.get(name, {}) | steps for name, steps in store.counts(labels.groups)["by type"].items()
     }
     log.info("training queries:\n%s", report.yields(yields))
     return yields

@@ -45,7 +45,7 @@ def inputs(settings: Any) -> dict[str, str]:
             if name in ("path", "adapter", "queries") and isinstance(value, str) and Path(value).exists():
                 found[value] = fingerprint(Path(value))
             else:
-                found |= inputs(value)
+                found |= inputs([value] if name == "judge" else value)
     elif isinstance(settings, list):  # of query types, or of overrides: "data=beir data.path=FOLDER"
         words = [
             word.rpartition("=")[2]

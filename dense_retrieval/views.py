@@ -52,7 +52,11 @@ def corpus_of(c: Config) -> Step[Corpus]:
     if of_documents and loader["passage_tokens"] == "auto":
         loader["passage_tokens"] = loader.keyed["passage_tokens"] = _DOCUMENTS_PASSAGE
     tokenizer = tokenizer_of(c) if of_documents else None
-    return read(outside("data.path", c.data.get("path")), tokenizer, loader=loader, known=known)
+    path = c.data.get("path")
+    if c.data.get("source", "files") != "files" and not Path(path).exists():
+        loader["path"] = loader.keyed["path"] = path  # a name elsewhere
+        path = None
+    return read(outside("data.path", path), tokenizer, loader=loader, known=known)
 
 
 def untuned(c: Config) -> Outside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dense_retrieval.queries.clean import load_queries
-from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet, write_table
+from dense_retrieval.queries.narrow import narrow
+from dense_retrieval.records import CandidateList, Corpus, Qrels, TestSet
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dense_retrieval.candidates.bm25 import BM25
 
+EASY = "not among the hardest"
 DEPTH = 1000  # ranks beyond are DEPTH + 1
 SAMPLE = 1000  # queries that tell how hard a set of them is
 _AT_ONCE = 2000  # queries whose lists are in memory
@@ -160,7 +161,7 @@ def _share(queries: Counted, share: float, **_: Any) -> dict[str, float]:
     return {"queries": queries["queries"] * share}
 
 
-@stage(load_queries, forecast=_share)
+@stage(load_queries, version=2, forecast=_share)
 def hard_queries(
     folder: Path,
     queries: Folder[Dataset],
@@ -168,6 +169,7 @@ def hard_queries(
     untrained: Mapping[str, Folder[np.ndarray]],
     /,
     *,
+    types: list[str],
     share: float,
 ) -> Counts:
     """The hardest of the cleaned queries, type by type.
@@ -175,14 +177,10 @@ def hard_queries(
     Args:
         untrained: passage rows that none comes from: held-out passages and duplicates.
     """
-    excluded = np.concatenate([rows.load() for rows in untrained.values()])
-    table = queries.load()
-    usable = np.flatnonzero(~np.isin(table["source"], excluded))
-    rows = usable[hardest(np.array(table["querytype"])[usable].tolist(), difficulty.load()[usable], share)]
-    write_table(table.select(rows), folder / "queries.arrow")
-    by_type: Mapping[str, Any] = json.loads((queries.path / "stage.json").read_text())["counts"]["by type"]
-    left = np.array(table["querytype"])[rows]
-    return {
-        "queries": len(rows),
-        "by type": {name: of | {"hard": int((left == name).sum())} for name, of in by_type.items()},
-    }
+
+    def why(rows: np.ndarray) -> list[str]:
+        of = queries.load().select(rows)["querytype"][:]
+        kept = set(hardest(of, difficulty.load()[rows], share).tolist())
+        return ["" if n in kept else EASY for n in range(len(rows))]
+
+    return narrow(folder, queries, untrained, types, "hard", why)

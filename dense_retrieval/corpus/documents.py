@@ -1,4 +1,5 @@
-"""Plain documents as a corpus: a folder of files, cut into passages at the borders of sentences and headings.
+"""Plain documents as a corpus: a folder of files, or a named collection, cut into passages at the borders of sentences
+and headings.
 
 Every file whose name ends in a key of :data:`READERS` is read, in all folders below; others are left out, and counted.
 """
@@ -9,7 +10,7 @@ import csv
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dense_retrieval.corpus.lines import json_objects
+from dense_retrieval.corpus.named import of_hub, of_ir_datasets
 from dense_retrieval.corpus.text import passage_text
 from dense_retrieval.records import PASSAGES, Corpus, InputError, read_table, write_rows
 
@@ -59,8 +61,12 @@ def read_documents(
     text: str = "title_and_text",
     passage_characters: int | None = None,
     columns: dict[str, str] | None = None,
+    source: str = "files",
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
 ) -> Corpus:
-    """The documents of a folder, or of one file, without queries.
+    """The documents of a folder, of one file, or of a named collection, without queries.
 
     Args:
         tokenizer: a ``tokenizer.json``, by which passages are measured.
@@ -68,6 +74,8 @@ def read_documents(
         overlap_tokens: of a passage that the one before it ends with, at most.
         text: see :func:`passage_text`.
         columns: see :class:`Columns`.
+        source: what ``path`` is: ``files``, or a collection's name on the ``hub`` or in ``ir_datasets``.
+        subset, split, revision: of a dataset of the hub, see :func:`dense_retrieval.corpus.collections.of_hub`.
 
     Raises:
         InputError: no document there; a table without the column of texts.
@@ -83,12 +91,22 @@ def read_documents(
     measure.no_padding()
     found = Counter[str]()
 
+    def there() -> Iterator[Document]:
+        named = Columns(**(columns or {}))
+        if source == "files":
+            return documents(Path(path), named, found)
+        if source == "hub":
+            return rows(of_hub(path, subset, split, revision), f"data.path={path}", path, named)
+        if source == "ir_datasets":
+            return rows(of_ir_datasets(path), f"data.path={path}", path, named)
+        raise InputError(f"data.source={source} is unknown; use files, hub or ir_datasets")
+
     def passages() -> Iterator[dict[str, str]]:
-        for document in documents(Path(path), Columns(**(columns or {})), found):
+        for document in there():
             room = passage_tokens
             if text == "title_and_text":
                 room -= len(measure.encode(document.title, add_special_tokens=False).ids)
-            for number, part in enumerate(split(document, measure, max(room, _LEAST), overlap_tokens), 1):
+            for number, part in enumerate(cut(document, measure, max(room, _LEAST), overlap_tokens), 1):
                 shown = passage_text(document.title, part, text, passage_characters)
                 found["passages"] += 1
                 yield {"id": f"{document.id}#{number}", "title": document.title, "text": shown}
@@ -131,7 +149,7 @@ def documents(path: Path, columns: Columns, found: Counter[str]) -> Iterator[Doc
             log.warning("%s: left out, it cannot be read (%s)", file, str(error).partition("\n")[0])
 
 
-def split(document: Document, measure: Tokenizer, tokens: int, overlap: int) -> list[str]:
+def cut(document: Document, measure: Tokenizer, tokens: int, overlap: int) -> list[str]:
     """The text in passages, each as long as it can be without a border of a higher kind inside: heading, paragraph,
     sentence, word.
 
@@ -142,10 +160,10 @@ def split(document: Document, measure: Tokenizer, tokens: int, overlap: int) -> 
 
     kind = TextSplitter if document.id.lower().endswith((".txt", ".pdf")) else MarkdownSplitter
     room = tokens - measure.num_special_tokens_to_add(is_pair=False)  # which the splitter does not count
-    cut = kind.from_huggingface_tokenizer(measure, room, overlap=min(overlap, room // 2))
+    splitter = kind.from_huggingface_tokenizer(measure, room, overlap=min(overlap, room // 2))
     parts: list[str] = []
     heading = ""
-    for part in cut.chunks(document.text):
+    for part in splitter.chunks(document.text):
         if kind is MarkdownSplitter and part.startswith("#") and "\n" not in part:
             heading += part + "\n"
         else:
@@ -186,15 +204,21 @@ def _pdf(file: Path, name: str, _: Columns) -> Iterator[Document]:
 
 def _csv(file: Path, name: str, columns: Columns) -> Iterator[Document]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        yield from _rows(csv.DictReader(stream), file, name, columns)
+        yield from rows(csv.DictReader(stream), str(file), name, columns)
 
 
 def _records(file: Path, name: str, columns: Columns) -> Iterator[Document]:
-    yield from _rows((record for _, record in json_objects(file)), file, name, columns)
+    yield from rows((record for _, record in json_objects(file)), str(file), name, columns)
 
 
-def _rows(rows: Any, file: Path, name: str, columns: Columns) -> Iterator[Document]:
-    for number, row in enumerate(rows, 1):
+def rows(of_table: Iterable[Any], file: str, name: str, columns: Columns) -> Iterator[Document]:
+    """The documents of a table's rows.
+
+    Args:
+        file: that errors name.
+        name: that the ids of rows without one begin with.
+    """
+    for number, row in enumerate(of_table, 1):
         if row.get(columns.text) is None:
             raise InputError(
                 f"{file}: row {number} has no column {columns.text!r}; it has {', '.join(map(str, row))}: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,18 +108,25 @@ def clean(text: str, querytype: str, passage: str, title: str = "") -> tuple[str
     return query, ""
 
 
-def clean_table(raw: Dataset, passages: Dataset) -> tuple[Dataset, Dataset]:
+def clean_table(
+    raw: Dataset, passages: Dataset, bases: Mapping[str, str] | None = None
+) -> tuple[Dataset, Dataset]:
     """The queries that are fit to use, cleaned, and those that are not, as they were, with ``reason``.
 
     One whose prompt did not fit the language model is dropped as ``longer than the model's context``.
+
+    Args:
+        bases: query type -> the type by whose rules it is cleaned, where that is another one.
     """
+    rules = bases or {}
     kept: dict[str, list] = {name: [] for name in QUERIES}
     dropped: dict[str, list] = {name: [] for name in DROPPED}
     sources = np.unique(raw["source"])
     chosen = passages.select(sources)
     about = {row: (p["text"], p["title"]) for row, p in zip(sources.tolist(), chosen, strict=True)}
     for query in raw:
-        text, reason = clean(query["text"], query["querytype"], *about[query["source"]])
+        of = rules.get(query["querytype"], query["querytype"])
+        text, reason = clean(query["text"], of, *about[query["source"]])
         if query["finish"] == "context":
             text, reason = None, "longer than the model's context"
         values = query | ({"reason": reason} if text is None else {"text": text})
@@ -194,11 +202,21 @@ def load_queries(folder: Path) -> Dataset:
 
 @stage(load_queries, name="cleaned_queries", version=3, forecast=lambda raw, **_: {"queries": raw["queries"]})
 def clean_queries(
-    folder: Path, corpus: Folder[Corpus], heldout: Folder[np.ndarray], raw: Folder[Dataset], /
+    folder: Path,
+    corpus: Folder[Corpus],
+    heldout: Folder[np.ndarray],
+    raw: Folder[Dataset],
+    /,
+    *,
+    bases: dict[str, str] | None = None,
 ) -> Counts:
-    """The synthetic queries that are fit to use, and in ``dropped.arrow`` the others, with the reason."""
+    """The synthetic queries that are fit to use, and in ``dropped.arrow`` the others, with the reason.
+
+    Args:
+        bases: see :func:`clean_table`.
+    """
     written = raw.load()
-    kept, dropped = clean_table(written, corpus.load().passages)
+    kept, dropped = clean_table(written, corpus.load().passages, bases)
     write_table(kept, folder / "queries.arrow")
     write_table(dropped, folder / "dropped.arrow")
     return {"queries": len(written), "by type": counts(written, dropped, heldout.load())}

@@ -40,7 +40,8 @@ def draw(queries: Dataset, types: Sequence[str], total: int | None, seed: int) -
         if not len(rows):
             there = ", ".join(sorted(set(names.tolist()))) or "no query at all"
             raise InputError(
-                f"there are no queries of type {name!r}; there are: {there}; choose one with querytype="
+                f"there are no queries of type {name!r}; there are: {there}; choose one with querytype=, or let a "
+                "language model write them, with generator="
             )
     left = len(names) if total is None else total
     chosen = []
@@ -147,10 +148,10 @@ def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], 
 
 
 def _none_is_lost(counted: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> None:
-    """Say why a type has no query left, if cleaning dropped them all."""
+    """Say why a type has no query left, if all were dropped."""
     for name in types:
-        of = counted.get(name, {"generated": 0, "cleaned": 0})
-        if of["generated"] and not of["cleaned"]:
+        of = counted.get(name, {"generated": 0, "dropped": {}})
+        if of["generated"] and of["generated"] == sum(of["dropped"].values()):
             why = ", ".join(f"{n} {reason}" for reason, n in of["dropped"].items())
             raise InputError(
                 f"all {of['generated']} queries of type {name!r} were dropped ({why}); look at them with "

@@ -69,10 +69,13 @@ def requests(
     return found
 
 
-def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Completion]:
+def generate(backend: Backend, memo: Memo, asked: Sequence[Request], of: str = "queries") -> list[Completion]:
     """The completions of the requests, in their order; those that the memo has are not asked again.
 
     A lone surrogate in an answer becomes U+FFFD. How long it will take on this machine is said after the first few.
+
+    Args:
+        of: what the answers are called.
 
     Raises:
         InputError: see :meth:`Backend.complete`.
@@ -80,7 +83,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
     keys = [key(request.text, str(request.seed)) for request in asked]
     known = memo.get(keys)
     missing = [i for i, k in enumerate(keys) if k not in known]
-    log.info("queries from the language model: %d to write, %d are there", len(missing), len(known))
+    log.info("%s from the language model: %d to write, %d are there", of, len(missing), len(known))
     trial = max(backend.at_once, 6)
     with Progress(
         TextColumn("{task.description}"),
@@ -90,7 +93,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
         TextColumn("{task.fields[speed]}"),
         transient=True,
     ) as progress:
-        bar = progress.add_task("writing queries", total=len(missing), speed="")
+        bar = progress.add_task(f"writing {of}", total=len(missing), speed="")
         start, said, n, prefilled, written = time.perf_counter(), 0.0, 0, 0, 0
         for part in filter(None, (missing[:trial], missing[trial:])):  # a model loads when it is first asked
             for position, completion in backend.complete([asked[i] for i in part]):
@@ -101,18 +104,21 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request]) -> list[Com
                 known[keys[part[position]]] = value
                 seconds = time.perf_counter() - start
                 n, prefilled, written = n + 1, prefilled + completion.prefilled, written + completion.written
-                speed = f"{n / seconds * 3600:,.0f} queries an hour, {prefilled:,} tokens read, {written:,} written"
+                speed = (
+                    f"{n / seconds * 3600:,.0f} {of} an hour, {prefilled:,} tokens read, {written:,} written"
+                )
                 progress.update(bar, advance=1, speed=speed)
                 if seconds - said >= _SAID_EVERY:
                     said = seconds
-                    log.info("%d of %d queries: %s", n, len(missing), speed)
+                    log.info("%d of %d %s: %s", n, len(missing), of, speed)
             if n == trial < len(missing):
                 rest = (time.perf_counter() - start) / n * (len(missing) - n) / getattr(backend, "devices", 1)
                 log.info(
-                    "%d queries took %.0f s; the other %d about %s", n, seconds, len(missing) - n, _span(rest)
+                    "%d %s took %.0f s; the other %d about %s",
+                    *(n, of, seconds, len(missing) - n, _span(rest)),
                 )
     if missing:
-        log.info("%d queries in %s: %s", n, _span(seconds), speed)
+        log.info("%d %s in %s: %s", n, of, _span(seconds), speed)
     return [Completion(**json.loads(known[k])) for k in keys]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from dense_retrieval.records import InputError
 
 _FOLDER = Path(__file__).parent / "prompts"
-_KEYS = {"prompt", "examples", "shots"}
+_KEYS = ("prompt", "examples", "shots", "base")
 
 
 @dataclass(frozen=True)
@@ -21,28 +22,39 @@ class Prompt:
         paragraphs: of the message; one holds ``{passage}``, one may hold ``{examples}``.
         examples: pool that the few-shot examples are drawn from.
         shots: examples a prompt.
+        base: the type by whose rules the answers are cleaned; of most types their own name.
     """
 
     querytype: str
     paragraphs: tuple[str, ...]
     examples: tuple[str, ...]
     shots: int
+    base: str = ""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the messages are made of."""
+        return {
+            "querytype": self.querytype,
+            "paragraphs": self.paragraphs,
+            "examples": self.examples,
+            "shots": self.shots,
+        }
 
     @classmethod
     def load(cls, querytype: str) -> "Prompt":
         """The prompt of a type: a name that this package knows, or the path of a YAML file.
 
-        The file's stem is the type's name; its keys are ``prompt`` and, for few-shot prompts,
-        ``examples`` and ``shots`` (default 3).
+        The file's stem is the type's name; its keys are ``prompt``, for few-shot prompts ``examples``
+        and ``shots`` (default 3), and for a type that is cleaned like another one ``base``.
 
         Raises:
             InputError: no such type or file, broken YAML, an unknown key, no ``{passage}``.
         """
-        path = Path(querytype) if querytype.endswith(".yaml") else _FOLDER / f"{querytype}.yaml"
+        path = _file(querytype)
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.yaml")))
             raise InputError(
-                f"there is no prompt for the query type {querytype!r}; there are: {known}; or give the "
+                f"there is no prompt for the query type {querytype!r}; there are: {', '.join(known())}; or give the "
                 "path of a .yaml file of your own in querytype.types"
             )
         try:
@@ -55,8 +67,8 @@ class Prompt:
 
     @classmethod
     def _checked(cls, path: Path, content: dict) -> "Prompt":
-        if unknown := set(content) - _KEYS:
-            raise InputError(f"{path}: unknown key {min(unknown)!r}; known are prompt, examples, shots")
+        if unknown := set(content) - set(_KEYS):
+            raise InputError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(_KEYS)}")
         examples, shots = content.get("examples", []), content.get("shots", 3)
         if not isinstance(examples, list) or not all(isinstance(e, str) for e in examples):
             raise InputError(f"{path}: 'examples' must be a list of texts")
@@ -66,7 +78,10 @@ class Prompt:
         few_shot = any("{examples}" in p for p in paragraphs)
         if few_shot and not (isinstance(shots, int) and 1 <= shots <= len(examples)):
             raise InputError(f"{path}: {{examples}} needs at least shots={shots} 'examples', 1 or more")
-        return cls(path.stem, paragraphs, tuple(e.strip() for e in examples), shots if few_shot else 0)
+        base = content.get("base", path.stem)
+        if "base" in content and not (isinstance(base, str) and (_FOLDER / f"{base}.yaml").is_file()):
+            raise InputError(f"{path}: base={base!r} is none of this package's types: {', '.join(known())}")
+        return cls(path.stem, paragraphs, tuple(e.strip() for e in examples), shots if few_shot else 0, base)
 
     def render(self, passage: str, passage_first: bool, rng: np.random.Generator) -> tuple[str, int]:
         """The message, and how many characters at its start other messages begin with too.
@@ -91,6 +106,24 @@ class Prompt:
 
     def _drawn(self, rng: np.random.Generator) -> list[int]:
         return rng.choice(len(self.examples), self.shots, replace=False).tolist() if self.shots else []
+
+
+def _file(querytype: str) -> Path:
+    return Path(querytype) if querytype.endswith(".yaml") else _FOLDER / f"{querytype}.yaml"
+
+
+def known() -> list[str]:
+    """The types that this package has prompts for."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+
+
+def bases(types: Sequence[str]) -> dict[str, str]:
+    """Name -> the type by whose rules it is cleaned, of those types whose prompts name another one.
+
+    A type without a prompt, whose queries come from a file, is cleaned by its own name.
+    """
+    prompts = [Prompt.load(of) for of in types if _file(of).is_file()]
+    return {prompt.querytype: prompt.base for prompt in prompts if prompt.base != prompt.querytype}
 
 
 def type_name(querytype: str) -> str:

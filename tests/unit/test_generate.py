@@ -10,11 +10,13 @@ from datasets import Dataset
 
 from dense_retrieval.memo import Memo
 from dense_retrieval.queries import clean, draw
+from dense_retrieval.queries.distinct import content_words
 from dense_retrieval.queries.generate import Completion, generate, requests
-from dense_retrieval.queries.prompts import Prompt, type_name
+from dense_retrieval.queries.prompts import Prompt, bases, type_name
 from dense_retrieval.records import RAW_QUERIES, InputError, features
 
-PACKAGED = ["claim", "question", "title", "keyword", "msmarco", "web", "description", "doc2query"]
+LAY = ["lay_claim", "lay_question", "lay_keyword"]
+PACKAGED = ["claim", "question", "title", "keyword", "msmarco", "web", "description", "doc2query", *LAY]
 PASSAGES = ["Kale is a cabbage {with} braces.", "Basalt is a rock.", "A fen is a wetland."]
 
 
@@ -142,6 +144,11 @@ def test_a_type_of_ones_own_is_one_file(tmp_path):
         ("prompt: '{passage} {examples}'\nexamples: [a]\nshots: 0", "1 or more"),
         ("prompt: '{passage}'\nexample: [a]", "unknown key 'example'"),
         ("prompt: '{passage}'\nexamples: a", "'examples' must be a list"),
+        (
+            "prompt: '{passage}'\nbase: poem",
+            "poem.yaml: base='poem' is none of this package's types: claim, ",
+        ),
+        ("prompt: '{passage}'\nbase: [claim]", "is none of this package's types"),
         ("prompt: [", "no YAML"),
         ("- prompt", "'prompt' is missing"),
         ("prompt: 3", "'prompt' is missing or no text"),
@@ -151,6 +158,38 @@ def test_a_bad_prompt_file_is_named(tmp_path, content, message):
     (tmp_path / "poem.yaml").write_text(content)
     with pytest.raises(InputError, match=message):
         Prompt.load(str(tmp_path / "poem.yaml"))
+
+
+@pytest.mark.parametrize("querytype", LAY)
+def test_examples_of_other_words_than_the_passage_s_avoid_the_word_they_stand_behind(querytype):
+    for example in Prompt.load(querytype).examples:
+        avoided, _, query = example.partition(" => ")
+        assert not content_words(avoided) & content_words(query), example
+        assert clean.clean(query, Prompt.load(querytype).base, f"about {avoided}") == (query, "")
+
+
+def test_a_type_is_cleaned_by_the_rules_of_its_base(tmp_path):
+    (file := tmp_path / "riddle.yaml").write_text("prompt: 'Ask about {passage}'\nbase: question\n")
+    types = ["lay_claim", "claim", "human", str(file), "of_a_file"]
+    assert bases(types) == {"lay_claim": "claim", "riddle": "question"}
+    assert "base" not in Prompt.load("lay_claim").asked and Prompt.load("claim").base == "claim"
+    passages = Dataset.from_dict({"text": PASSAGES, "title": ["Kale", "Basalt", "Fen"]})
+    table = raw(
+        [
+            (name, text, "stop")
+            for name in ("lay_claim", "riddle", "lay_keyword")
+            for text in ("Is it a b?", "a b c d")
+        ]
+    )
+    kept, dropped = clean.clean_table(table, passages, bases([*types, "lay_keyword"]))
+    assert list(zip(kept["querytype"], kept["text"], strict=True)) == [
+        ("lay_claim", "a b c d"),
+        ("riddle", "Is it a b?"),
+        ("lay_keyword", "Is it a b?"),
+        ("lay_keyword", "a b c d"),
+    ]
+    assert dropped["reason"][:] == ["wrong form"] * 2
+    assert len(clean.clean_table(table, passages)[0]) == 6  # by rules of their own there are none
 
 
 def test_a_type_without_a_prompt_names_those_there_are():

@@ -29,6 +29,7 @@ BASES = {
 OTHER: dict[str, Any] = {
     "querytype.types": ["claim", "question"],
     "querytype.difficulty": 0.5,
+    "querytype.near_duplicates": 0.8,
     "data.text": "title_and_text",
     "student.pooling": "cls",
     "student.engine": "openvino",
