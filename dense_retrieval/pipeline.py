@@ -23,6 +23,7 @@ from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config, LanguageModel
 from dense_retrieval.corpus.dedup import find_duplicates
 from dense_retrieval.corpus.holdout import hold_out
+from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.losses.loss import Loss, active
@@ -36,12 +37,13 @@ from dense_retrieval.nodes import (
     teachers,
     token_limits,
 )
+from dense_retrieval.queries.asked import bought_queries
 from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
-from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
+from dense_retrieval.records import Asked, CandidateList, Corpus, Groups, InputError, TestSet
 from dense_retrieval.stage import Folder, Later, Outside, Step, resolved
 from dense_retrieval.student.tokens import mixture_tokens
 from dense_retrieval.teacher.scores import scores
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 
 Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
 _WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
+_BUDGET = ("budget", "parts", "choose")
 
 
 _HOW_TO_TRAIN = (
@@ -90,6 +93,7 @@ class Part:
     hard: Step[Dataset] | None  # of these, where only the hardest are trained on
     queries: Step[Dataset]
     by_type: Step[TestSet] | None
+    spent: Spent | None = None  # where the queries are had for a budget
 
     @property
     def untrained(self) -> dict[str, Step[np.ndarray]]:
@@ -106,14 +110,33 @@ class Labels:
     groups: Step[Groups]
 
 
-def prepare(c: Config) -> Part:
-    """From a corpus to its training queries."""
+@dataclass(frozen=True)
+class Spent:
+    """What was found out while a budget of queries was spent.
+
+    Attributes:
+        labels: of the queries that were had, their dev side that of the first part.
+        dev: the dev queries.
+        curve: the untuned student on them, and that of each part.
+    """
+
+    labels: Labels
+    dev: Step[TestSet]
+    curve: list[Step[Point]]
+
+
+def prepare(c: Config, asked: Step[Asked] | None = None) -> Part:
+    """From a corpus to its training queries.
+
+    Args:
+        asked: the passages that queries are had of, where a budget is spent.
+    """
     corpus = corpus_of(c)
     duplicates = find_duplicates(corpus, titled=c.data.text == "title_and_text")
     heldout = hold_out(corpus, duplicates, n=c.data.get("heldout", 100))
     untrained = {"heldout": heldout, "duplicates": duplicates}
     types = [type_name(t) for t in c.querytype.types]
-    raw = written(c, corpus, heldout, duplicates, "train") if types != ["human"] else None
+    raw = written(c, corpus, heldout, duplicates, "train", asked) if types != ["human"] else None
     cleaned = clean_queries(corpus, heldout, raw) if raw else None
     hard, share = None, c.querytype.difficulty
     if cleaned and share is not None:
@@ -122,9 +145,9 @@ def prepare(c: Config) -> Part:
         corpus, untrained, hard or cleaned, types=types, total=c.querytype.total, seed=c.seed
     )
     by_type = None
-    if asked := [type_name(t) for t in heldout_types(c)]:
+    if tested := [type_name(t) for t in heldout_types(c)]:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
-        by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=asked)
+        by_type = heldout_queries(heldout, clean_queries(corpus, heldout, of_heldout), types=tested)
     return Part(c, corpus, heldout, duplicates, raw, cleaned, hard, queries, by_type)
 
 
@@ -134,13 +157,28 @@ def heldout_types(c: Config) -> list[str]:
     return given or (list(c.querytype.types) if c.evaluation.split == "synthetic" else [])
 
 
+def written_by_model(c: Config) -> bool:
+    """Whether a language model writes the queries, or a file has them."""
+    return issubclass(OmegaConf.get_type(c.generator) or object, LanguageModel)
+
+
 def written(
-    c: Config, corpus: Step[Corpus], heldout: Step[np.ndarray], duplicates: Step[np.ndarray], of: str
+    c: Config,
+    corpus: Step[Corpus],
+    heldout: Step[np.ndarray],
+    duplicates: Step[np.ndarray],
+    of: str,
+    asked: Step[Asked] | None = None,
 ) -> Step[Dataset]:
-    """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones."""
-    if not issubclass(OmegaConf.get_type(c.generator) or object, LanguageModel):
-        return from_file(corpus, outside("generator.path", c.generator.path))
-    backend = settings(c.generator, *_WHAT_IS_ASKED, unkeyed=("path", "revision", "url"))
+    """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones.
+
+    Args:
+        asked: see :func:`prepare`.
+    """
+    if not written_by_model(c):
+        there = from_file(corpus, outside("generator.path", c.generator.path))
+        return bought_queries(there, asked, types=synthetic_types(c)) if asked else there
+    backend = settings(c.generator, *_WHAT_IS_ASKED, *_BUDGET, unkeyed=("path", "revision", "url"))
     model: Any = instantiate(backend)
     if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
         backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
@@ -151,21 +189,30 @@ def written(
         heldout,
         duplicates,
         Outside(files) if files else None,
+        asked,
         of=of,
         prompts=[asdict(prompt) for prompt in prompts_of(types)],
         backend=backend,
         memos=Path(c.cache_dir),
         executor=hardware(c).executor,
-        **plain(c.generator, only=_WHAT_IS_ASKED),
+        **plain(c.generator, only=_WHAT_IS_ASKED) | ({"passages": None} if asked else {}),
     )
 
 
-def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
+def synthetic_types(c: Config) -> list[str]:
+    """Names of the types of training queries that nobody has to write himself."""
+    return [type_name(t) for t in c.querytype.types if t != "human"]
+
+
+def label(
+    part: Part, student: Folder[Path], earlier: Labels | None, dev_fraction: float | None = None
+) -> Labels:
     """From training queries to groups.
 
     Args:
         student: the weights that search for candidates.
-        earlier: of the round before.
+        earlier: of the round before, or of a budget's first part.
+        dev_fraction: where it is not the configuration's.
     """
     c, on = part.c, hardware(part.c)
     r = c.retriever
@@ -202,6 +249,7 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
         executor=on.executor,
     )
     kept = plain(c.groups, "source_top_k")
+    kept |= {} if dev_fraction is None else {"dev_fraction": dev_fraction}
     before = earlier.groups if earlier else None
     return Labels(
         found, scored, groups(found, scored, part.queries, part.corpus, before, seed=c.seed, **kept)
@@ -230,15 +278,6 @@ def distil(
     of_queries = {name: part.queries for name, part in parts.items()}
     of_groups = {name: of.groups for name, of in labels.items()}
     taus = c.loss.student_temperature, c.loss.teacher_temperature
-    fitted = temperatures(
-        of_groups,
-        {name: of.candidates for name, of in labels.items()},
-        of_queries,
-        {name: embedded(c, part.queries, "queries", start) for name, part in parts.items()},
-        {name: embedded(c, part.corpus, "passages", start) for name, part in parts.items()},
-        student=taus[0],
-        teacher=taus[1],
-    )
     config: Any = c.loss.terms
     terms = {name: settings(config[name]) for name in active(plain(config))}
     Loss({name: instantiate(term) for name, term in terms.items()}, *taus)  # refuses what is out of range
@@ -252,7 +291,7 @@ def distil(
         passages[""] if alone else mixture_tokens(passages),
         queries[""] if alone else mixture_tokens(queries),
         start,
-        fitted,
+        temperatures_of(c, parts, labels, start),
         {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
         later.queries if later else None,
         later.corpus if later else None,
@@ -278,6 +317,21 @@ def distil(
     )
 
 
+def temperatures_of(
+    c: Config, parts: Mapping[str, Part], labels: Mapping[str, Labels], start: Folder[Path]
+) -> Step[dict[str, float]]:
+    """The temperatures by which the loss compares the teacher with the student that training starts from."""
+    return temperatures(
+        {name: of.groups for name, of in labels.items()},
+        {name: of.candidates for name, of in labels.items()},
+        {name: part.queries for name, part in parts.items()},
+        {name: embedded(c, part.queries, "queries", start) for name, part in parts.items()},
+        {name: embedded(c, part.corpus, "passages", start) for name, part in parts.items()},
+        student=c.loss.student_temperature,
+        teacher=c.loss.teacher_temperature,
+    )
+
+
 def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], list[Step[Path]]]:
     """The last round's labels, and the students that it trains, one a seed; the first one's curves are logged."""
     if c.rounds_from not in ("untuned", "tuned"):
@@ -287,8 +341,11 @@ def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labe
     searching: Folder[Path] = untuned(c)
     labels: dict[str, Labels] = {}
     start = searching
-    for _ in range(c.rounds):
-        labels = {name: label(part, searching, labels.get(name)) for name, part in parts.items()}
+    for number in range(c.rounds):
+        labels = {
+            name: part.spent.labels if part.spent and not number else label(part, searching, labels.get(name))
+            for name, part in parts.items()
+        }
         start = searching if c.rounds_from == "tuned" else untuned(c)
         student = distil(c, parts, labels, start, c.seed, log)
         searching = student.part("model")

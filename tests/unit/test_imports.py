@@ -35,6 +35,7 @@ LAYERS = [
     ["nodes"],
     ["views"],
     ["pipeline"],
+    ["budget"],
     ["chain"],
     ["forecast"],
     ["plan", "comparison", "follow"],
