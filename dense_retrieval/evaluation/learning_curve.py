@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dense_retrieval.evaluation.evaluate import per_query
+from dense_retrieval.evaluation.verdict import MARGIN, verdict
 from dense_retrieval.records import Asked, CandidateList, TestSet
 from dense_retrieval.stage import Counts, Folder, stage
 
@@ -20,8 +18,9 @@ class Point:
 
     Attributes:
         queries, passages: that were paid for, and what they were made from.
+        dev: queries.
         mean: of the metric, over the dev queries.
-        gain, error: to the point before, and its standard error; None of the first.
+        gain, low, high: to the point before, and its 95% interval; None of the first.
         ended: further queries are not worth it, or there are none.
     """
 
@@ -31,23 +30,13 @@ class Point:
     dev: int
     mean: float
     gain: float | None
-    error: float | None
+    low: float | None
+    high: float | None
     ended: bool
 
     @classmethod
     def load(cls, folder: Path) -> Point:
         return cls(**json.loads((folder / "point.json").read_text()))
-
-
-def gained(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """The mean difference of the same n queries' values ``(n,)``, and its standard error, sd / sqrt(n).
-
-    >>> gained(np.array([0.0, 0.0, 0.5]), np.array([1.0, 0.0, 0.5]))
-    (0.3333333333333333, 0.3333333333333333)
-    """
-    differences = after - before
-    error = np.std(differences, ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
-    return float(differences.mean()), float(error)
 
 
 @stage(Point.load, name="learning_curve", forecast=lambda tested, **_: {"queries": tested["queries"]})
@@ -62,7 +51,10 @@ def learning_curve(
     metric: str,
     first: bool,
 ) -> Counts:
-    """A :class:`Point`. It is the last one where its gain is not above its standard error, or no passage is left.
+    """A :class:`Point`. It is the last one where no passage is left, or where the gain is surely small: the interval
+    of the paired differences to the point before, by Student's t, lies below :data:`~verdict.MARGIN`.
+
+    So few dev queries, whose interval is wide, end nothing.
 
     Args:
         tested: the dev queries, the same for all points.
@@ -72,16 +64,17 @@ def learning_curve(
     """
     qrels = tested.load().qrels
     values = per_query(ranking.load(), qrels, [metric])[metric]
-    gain = error = None
+    n_queries = n_passages = 0
+    gain = low = high = None
     ended = False
     if before:
-        gain, error = gained(per_query(before.load(), qrels, [metric])[metric], values)
-        ended = gain <= error and not first
-    n_queries = n_passages = 0
+        found = verdict((values - per_query(before.load(), qrels, [metric])[metric])[None], metric)
+        gain, low, high = found.mean, found.low, found.high
+        ended = high < MARGIN and not first
     if asked:
         of = asked.load()
         n_queries, n_passages = int(of.queries.sum()), len(of.rows)
         ended = bool(ended or of.left == 0)
-    point = Point(metric, n_queries, n_passages, len(values), float(values.mean()), gain, error, ended)
+    point = Point(metric, n_queries, n_passages, len(values), float(values.mean()), gain, low, high, ended)
     (folder / "point.json").write_text(json.dumps(asdict(point)))
     return {"queries": len(values)}

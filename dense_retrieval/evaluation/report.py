@@ -76,7 +76,7 @@ def difficulty(profiles: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def curve(points: Sequence[Point]) -> str:
-    """``  600 queries of 86 passages: nDCG@10 0.812 on 118 dev queries, +0.010 (standard error 0.004)``, ..."""
+    """``  600 queries of 86 passages: nDCG@10 0.812 on 118 dev queries, +0.010 [+0.002, +0.018]``, ..."""
     lines = []
     for point in points:
         had = (
@@ -84,7 +84,7 @@ def curve(points: Sequence[Point]) -> str:
             if point.queries
             else "untuned student"
         )
-        gain = "" if point.gain is None else f", {point.gain:+.3f} (standard error {point.error:.3f})"
+        gain = "" if point.gain is None else f", {point.gain:+.3f} [{point.low:+.3f}, {point.high:+.3f}]"
         lines.append(f"  {had}: {point.metric} {point.mean:.3f} on {point.dev} dev queries{gain}")
     return "\n".join(lines)
 

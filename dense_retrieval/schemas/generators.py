@@ -14,8 +14,8 @@ class Budget:
 
     budget: int | None = setting(
         None,
-        "queries in all, of passages of the whole corpus, had in parts until more of them no longer help on the dev "
-        "queries; null = of all passages given or sampled, at once",
+        "queries in all, of passages of the whole corpus, had in parts until a part is seen to gain less than 0.01 on "
+        "the dev queries; null = of all passages given or sampled, at once",
         least=1,
     )
     parts: int = setting(4, "of the budget, of the same size", least=1)
