@@ -2,8 +2,9 @@
 
 The first part's passages are drawn at random. Teacher and untuned student score the candidates of all queries so far,
 and the next passages are those about which the two disagree most (:mod:`dense_retrieval.groups.disagreement`). A
-student is trained on all queries so far, and measured on the dev queries, which are of the first part for good: when
-its gain over the part before is surely small (:mod:`dense_retrieval.evaluation.learning_curve`), no further part is had.
+student is trained on all queries so far, and measured on the dev queries, which are of the first part for good. When
+its gain over the part before is surely small, no further part is had (:mod:`dense_retrieval.evaluation.learning_curve`
+says when that is).
 
 Everything is a step that reads the steps of the part before, so that whoever repeats this pays for nothing twice.
 Only whether a part is the last has to be known to describe the next, which is what ``ended`` says.

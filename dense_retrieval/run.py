@@ -109,8 +109,6 @@ def _run(config: Config) -> float:
         "commit": commit(),
         "passage_length": report.passage_length(training / "model"),
     }
-    if curves:
-        shared["budget"] = {title: [asdict(point) for point in curve] for title, curve in curves.items()}
     rows: dict[str, list[table.SystemRow]] = {}
     verdicts: dict[str, str] = {}
     for title, part in chain.parts.items():
@@ -123,6 +121,8 @@ def _run(config: Config) -> float:
             "engine": costs.get(title),
             "difficulty": _difficulty(store, chain, title),
         }
+        if title in curves:
+            facts["budget"] = [asdict(point) for point in curves[title]]
         measured = before[title] | after[title]
         facts["verdict"] = asdict(measured.verdict)
         verdicts[title] = str(measured.verdict)
@@ -132,7 +132,7 @@ def _run(config: Config) -> float:
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    card = report.model_card(settings, rows, verdicts, shared)
+    card = report.model_card(settings, rows, verdicts, shared, curves)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")

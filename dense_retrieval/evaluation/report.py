@@ -126,16 +126,18 @@ def model_card(
     rows: Mapping[str, Sequence[table.SystemRow]],
     verdicts: Mapping[str, str],
     facts: Mapping[str, Any],
+    curves: Mapping[str, Sequence[Point]],
 ) -> str:
     """README.md of the model: what it is, how it was made, how good it is, how it is used.
 
     Args:
         rows, verdicts: the results by corpus.
+        curves: by corpus what was found out while a budget of queries was spent on it, if one was.
     """
     of_corpora = (f"{title}\n\n{table.markdown(list(of))}\n{verdicts[title]}\n" for title, of in rows.items())
     results = "\n".join(of_corpora).strip()
-    for title, points in facts.get("budget", {}).items():
-        had = curve([Point(**values) for values in points]).replace("  ", "- ")
+    for title, points in curves.items():
+        had = curve(points).replace("  ", "- ")
         results += f"\n\nQueries were had in parts, by what helped on the dev queries {title}\n\n{had}"
     student = settings["student"]
     tested = table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus")

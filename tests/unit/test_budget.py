@@ -1,12 +1,14 @@
 """A budget of queries: which passages it is spent on, when it ends, and that nothing is paid for twice."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import scipy.stats
 from datasets import Dataset
 
+from dense_retrieval.comparison.page import _budget
 from dense_retrieval.evaluation.learning_curve import Point, learning_curve
 from dense_retrieval.evaluation.report import curve
 from dense_retrieval.groups.disagreement import disagreement, mean_disagreement
@@ -153,7 +155,7 @@ def measured(folder, before, after, first, left) -> Point:
     return Point.load(folder)
 
 
-def test_the_curve_is_said_in_words():
+def test_the_curve_is_said_in_words_and_in_a_table():
     points = [
         Point("nDCG@10", 0, 0, 60, 0.5, None, None, None, False),
         Point("nDCG@10", 1200, 171, 60, 0.52, 0.02, -0.002, 0.042, True),
@@ -162,3 +164,8 @@ def test_the_curve_is_said_in_words():
         "  untuned student: nDCG@10 0.500 on 60 dev queries\n"
         "  1,200 queries of 171 passages: nDCG@10 0.520 on 60 dev queries, +0.020 [-0.002, +0.042]"
     )
+    assert _budget([asdict(point) for point in points]) == [
+        ["queries", "passages", "nDCG@10 on 60 dev queries", "gain", "95 % interval"],
+        ["0", "0", "0.500", "", ""],
+        ["1200", "171", "0.520", "+0.020", "-0.002 to +0.042"],
+    ]
