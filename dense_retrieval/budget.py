@@ -78,7 +78,7 @@ def _spent(c: Config, ended: Ended) -> Part:
     part = prepare(c, asked)
     # As many dev queries as all parts would have.
     labels = first = label(part, start, None, min(_MOST_DEV, c.groups.dev_fraction * c.generator.parts))
-    dev = dev_queries(part.queries, first.groups)
+    dev = dev_queries(part.queries, first.groups, filtered=False)
     ranking = _ranking(c, part, dev, start)
     metric = c.evaluation.metrics[0]
     curve = [learning_curve(dev, ranking, None, None, metric=metric, first=True)]

@@ -116,7 +116,7 @@ class Spent:
 
     Attributes:
         labels: of the queries that were had, their dev side that of the first part.
-        dev: the dev queries.
+        dev: the queries of the dev side's passages, also those that no group is made of.
         curve: the untuned student on them, and that of each part.
     """
 

@@ -83,6 +83,8 @@ def test_the_passages_asked_next_are_those_of_most_disagreement(spent):
 def test_the_dev_queries_are_those_of_the_first_part(spent):
     _, store, part = spent
     dev = {query["source"] for query in store.load(part.spent.dev).queries}
+    first = store.load(part.spent.dev.arguments["queries"])
+    assert len(store.load(part.spent.dev).queries) == sum(source in dev for source in first["source"])
     store.build(part.spent.labels.groups)
     groups = store.load(part.spent.labels.groups)
     assert dev and set(groups.source[groups.dev]) <= set(store.load(asked_steps(part)[0]).rows)
