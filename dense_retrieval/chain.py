@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dense_retrieval.budget import Ended, never, prepared
 from dense_retrieval.candidates.difficulty import SAMPLE, Difficulty
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
@@ -12,7 +13,7 @@ from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, studen
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.evaluation.vectors import WHOLE, Vectors, all_vectors
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
-from dense_retrieval.pipeline import Labels, Log, Part, prepare, tune
+from dense_retrieval.pipeline import Labels, Log, Part, tune
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
@@ -57,12 +58,14 @@ class Chain:
         of_parts = [
             step for part in self.parts.values() for step in (part.by_type, part.corpus, *part.filtered[:1])
         ]
+        curves = [step for part in self.parts.values() if part.spent for step in part.spent.curve]
         groups = [labels.groups for labels in self.labels.values()]
         before = [step for of in self.before.values() for step in of.values()]
         by_type = [step for of in self.by_type.values() for step in of.values()]
         found = [
             *self.tests.values(),
             *of_parts,
+            *curves,
             *groups,
             *before,
             *self.students,
@@ -75,10 +78,14 @@ class Chain:
         return [step for step in found if step]
 
 
-def describe(c: Config, log: Log) -> Chain:
-    """The whole of it, from the corpora to the last ranking."""
+def describe(c: Config, log: Log, ended: Ended = never) -> Chain:
+    """The whole of it, from the corpora to the last ranking.
+
+    Args:
+        ended: says which part of a budget is the last one, see :mod:`dense_retrieval.budget`.
+    """
     evaluate.check(c.evaluation.metrics)
-    parts = {name: prepare(of) for name, of in corpora(c).items()}
+    parts = {name: prepared(of, ended) for name, of in corpora(c).items()}
     labels, students = tune(c, parts, log)
     tested = {name: tests(part, labels[name]) for name, part in parts.items()}
     tuned = students[0].part("model")
@@ -129,6 +136,8 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
     if split == "train" and "human" in part.c.querytype.types:
         raise InputError("evaluation.split=train with querytype=human would test on what is trained on")
     if split == "synthetic_dev":
+        if part.spent:
+            return part.spent.dev
         return dev_queries(part.queries, labels.groups)
     if split == "synthetic":
         assert part.by_type

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from dense_retrieval import ranks
+from dense_retrieval.budget import known
 from dense_retrieval.chain import describe
 from dense_retrieval.config import CONF, Config
 from dense_retrieval.errors import users_error
@@ -66,7 +67,8 @@ def _called(config: Config, hydra: Any, folder: Path) -> tuple[Step[Any], Store]
     if not folder.exists():
         raise InputError(f"{folder} is not there; all nodes need the same cache_dir")
     store = Store(folder.parent)
-    step = reachable(describe(config, lambda *_: None).steps).get(folder.name.removesuffix(".partial"))
+    steps = describe(config, lambda *_: None, known(store)).steps
+    step = reachable(steps).get(folder.name.removesuffix(".partial"))
     if step is None:
         raise InputError(
             "here the settings describe another training: give what a machine chooses, such as precision="

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from dense_retrieval import pipeline, plan
+from dense_retrieval.budget import found_out, known, prepared
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import report
-from dense_retrieval.nodes import corpora
+from dense_retrieval.follow import flush_denormal
+from dense_retrieval.nodes import corpora, hardware
 from dense_retrieval.pipeline import Part
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.store import Store
@@ -32,13 +34,16 @@ def main(config: Config) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     store = Store(Path(config.cache_dir))
     if config.plan:
-        parts = [pipeline.prepare(of) for of in corpora(config).values()]
+        parts = [prepared(of, known(store)) for of in corpora(config).values()]
         steps = [part.filtered[-1] for part in parts if part.filtered]
         Console().print(plan.table(plan.lines(store, steps), "plan"))
         return plan.remove(folder)
+    if config.generator.get("budget") is not None:  # which students are trained to spend
+        flush_denormal()
+        hardware(config).executor.prepare(config.device)
     for title, of in corpora(config).items():
         (folder / title).mkdir(exist_ok=True)
-        _write(store, pipeline.prepare(of), folder / title)
+        _write(store, prepared(of, found_out(store)), folder / title)
     log.info("everything is in %s", folder)
 
 

@@ -21,6 +21,7 @@ from dense_retrieval.candidates.mine import candidates
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.dedup import find_duplicates
 from dense_retrieval.corpus.holdout import hold_out
+from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.losses.loss import Loss, active
@@ -35,11 +36,12 @@ from dense_retrieval.nodes import (
     token_limits,
     tunes_passages,
 )
+from dense_retrieval.queries.asked import bought_queries
 from dense_retrieval.queries.draw import draw_queries, heldout_queries
 from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
-from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
+from dense_retrieval.records import Asked, CandidateList, Corpus, Groups, InputError, TestSet
 from dense_retrieval.stage import Folder, Later, Step, resolved
 from dense_retrieval.student.tokens import mixture_tokens
 from dense_retrieval.synthetic import WHAT_IS_ASKED, cleaned, filtered, is_language_model, language_model
@@ -82,11 +84,10 @@ class Part:
     heldout: Step[np.ndarray]
     duplicates: Step[np.ndarray]
     raw: Step[Dataset] | None  # None where all training queries are human
-    filtered: list[
-        Step[Dataset]
-    ]  # of these: cleaned, and what each further filter leaves; empty if there are none
+    filtered: list[Step[Dataset]]  # of these: cleaned, and what each further filter leaves
     queries: Step[Dataset]
     by_type: Step[TestSet] | None
+    spent: Spent | None = None  # where the queries are had for a budget
 
     @property
     def untrained(self) -> dict[str, Step[np.ndarray]]:
@@ -103,23 +104,42 @@ class Labels:
     groups: Step[Groups]
 
 
-def prepare(c: Config) -> Part:
-    """From a corpus to its training queries."""
+@dataclass(frozen=True)
+class Spent:
+    """What was found out while a budget of queries was spent.
+
+    Attributes:
+        labels: of the queries that were had, their dev side that of the first part.
+        dev: the queries of the dev side's passages, also those that no group is made of.
+        curve: the untuned student on them, and that of each part.
+    """
+
+    labels: Labels
+    dev: Step[TestSet]
+    curve: list[Step[Point]]
+
+
+def prepare(c: Config, asked: Step[Asked] | None = None) -> Part:
+    """From a corpus to its training queries.
+
+    Args:
+        asked: the passages that queries are had of, where a budget is spent.
+    """
     corpus = corpus_of(c)
     duplicates = find_duplicates(corpus, titled=c.data.text == "title_and_text")
     heldout = hold_out(corpus, duplicates, n=c.data.get("heldout", 100))
     untrained = {"heldout": heldout, "duplicates": duplicates}
     types = [type_name(t) for t in c.querytype.types]
-    raw = written(c, corpus, heldout, duplicates, "train") if types != ["human"] else None
+    raw = written(c, corpus, heldout, duplicates, "train", asked) if types != ["human"] else None
     left = filtered(c, corpus, untrained, raw) if raw else []
     queries = draw_queries(
         corpus, untrained, left[-1] if left else None, types=types, total=c.querytype.total, seed=c.seed
     )
     by_type = None
-    if asked := [type_name(t) for t in heldout_types(c)]:
+    if tested := [type_name(t) for t in heldout_types(c)]:
         of_heldout = written(c, corpus, heldout, duplicates, "heldout")
         fit = cleaned(corpus, heldout, of_heldout, heldout_types(c))
-        by_type = heldout_queries(heldout, fit, types=asked)
+        by_type = heldout_queries(heldout, fit, types=tested)
     return Part(c, corpus, heldout, duplicates, raw, left, queries, by_type)
 
 
@@ -130,11 +150,21 @@ def heldout_types(c: Config) -> list[str]:
 
 
 def written(
-    c: Config, corpus: Step[Corpus], heldout: Step[np.ndarray], duplicates: Step[np.ndarray], of: str
+    c: Config,
+    corpus: Step[Corpus],
+    heldout: Step[np.ndarray],
+    duplicates: Step[np.ndarray],
+    of: str,
+    asked: Step[Asked] | None = None,
 ) -> Step[Dataset]:
-    """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones."""
+    """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones.
+
+    Args:
+        asked: see :func:`prepare`.
+    """
     if not is_language_model(c.generator):
-        return from_file(corpus, outside("generator.path", c.generator.path))
+        there = from_file(corpus, outside("generator.path", c.generator.path))
+        return bought_queries(there, asked, types=synthetic_types(c)) if asked else there
     backend, weights = language_model(c.generator)
     types = c.querytype.types if of == "train" else heldout_types(c)
     return write(
@@ -142,21 +172,30 @@ def written(
         heldout,
         duplicates,
         weights,
+        asked,
         of=of,
         prompts=[prompt.asked for prompt in prompts_of(types)],
         backend=backend,
         memos=Path(c.cache_dir),
         executor=hardware(c).executor,
-        **plain(c.generator, only=WHAT_IS_ASKED),
+        **plain(c.generator, only=WHAT_IS_ASKED) | ({"passages": None} if asked else {}),
     )
 
 
-def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
+def synthetic_types(c: Config) -> list[str]:
+    """Names of the types of training queries that nobody has to write himself."""
+    return [type_name(t) for t in c.querytype.types if t != "human"]
+
+
+def label(
+    part: Part, student: Folder[Path], earlier: Labels | None, dev_fraction: float | None = None
+) -> Labels:
     """From training queries to groups.
 
     Args:
         student: the weights that search for candidates.
-        earlier: of the round before.
+        earlier: of the round before, or of a budget's first part.
+        dev_fraction: where it is not the configuration's.
     """
     c, on = part.c, hardware(part.c)
     r = c.retriever
@@ -193,6 +232,7 @@ def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:
         executor=on.executor,
     )
     kept = plain(c.groups, "source_top_k")
+    kept |= {} if dev_fraction is None else {"dev_fraction": dev_fraction}
     before = earlier.groups if earlier else None
     return Labels(
         found, scored, groups(found, scored, part.queries, part.corpus, before, seed=c.seed, **kept)
@@ -221,16 +261,7 @@ def distil(
     of_queries = {name: part.queries for name, part in parts.items()}
     of_groups = {name: of.groups for name, of in labels.items()}
     taus = c.loss.student_temperature, c.loss.teacher_temperature
-    embedded_passages = {n: embedded(part.c, part.corpus, "passages", start) for n, part in parts.items()}
-    fitted = temperatures(
-        of_groups,
-        {name: of.candidates for name, of in labels.items()},
-        of_queries,
-        {name: embedded(part.c, part.queries, "queries", start) for name, part in parts.items()},
-        embedded_passages,
-        student=taus[0],
-        teacher=taus[1],
-    )
+    stored = {n: embedded(part.c, part.corpus, "passages", start) for n, part in parts.items()}
     config: Any = c.loss.terms
     terms = {name: settings(config[name]) for name in active(plain(config))}
     Loss({name: instantiate(term) for name, term in terms.items()}, *taus)  # refuses what is out of range
@@ -244,11 +275,11 @@ def distil(
         passages[""] if alone else mixture_tokens(passages),
         queries[""] if alone else mixture_tokens(queries),
         start,
-        fitted,
+        temperatures_of(c, parts, labels, start),
         {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
         later.queries if later else None,
         later.corpus if later else None,
-        None if tunes_passages(c) else embedded_passages,
+        None if tunes_passages(c) else stored,
         student=student_settings(c, *NOT_TRAINING),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
@@ -272,6 +303,21 @@ def distil(
     )
 
 
+def temperatures_of(
+    c: Config, parts: Mapping[str, Part], labels: Mapping[str, Labels], start: Folder[Path]
+) -> Step[dict[str, float]]:
+    """The temperatures by which the loss compares the teacher with the student that training starts from."""
+    return temperatures(
+        {name: of.groups for name, of in labels.items()},
+        {name: of.candidates for name, of in labels.items()},
+        {name: part.queries for name, part in parts.items()},
+        {name: embedded(c, part.queries, "queries", start) for name, part in parts.items()},
+        {name: embedded(c, part.corpus, "passages", start) for name, part in parts.items()},
+        student=c.loss.student_temperature,
+        teacher=c.loss.teacher_temperature,
+    )
+
+
 def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labels], list[Step[Path]]]:
     """The last round's labels, and the students that it trains, one a seed; the first one's curves are logged."""
     if c.rounds_from not in ("untuned", "tuned"):
@@ -281,8 +327,11 @@ def tune(c: Config, parts: Mapping[str, Part], log: Log) -> tuple[dict[str, Labe
     searching: Folder[Path] = untuned(c)
     labels: dict[str, Labels] = {}
     start = searching
-    for _ in range(c.rounds):
-        labels = {name: label(part, searching, labels.get(name)) for name, part in parts.items()}
+    for number in range(c.rounds):
+        labels = {
+            name: part.spent.labels if part.spent and not number else label(part, searching, labels.get(name))
+            for name, part in parts.items()
+        }
         start = searching if c.rounds_from == "tuned" else untuned(c)
         student = distil(c, parts, labels, start, c.seed, log)
         searching = student.part("model")

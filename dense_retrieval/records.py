@@ -10,6 +10,7 @@ raw queries         the same, not cleaned, with how the language model's answer 
 qrels               :class:`Qrels`, one ``.npz``
 corpus              :class:`Corpus`: passages, and queries and qrels of each split
 test queries        :class:`TestSet`: queries with their qrels
+asked passages      :class:`Asked`, one ``.npz``
 candidates, scores  :class:`CandidateList`, one ``.npz``
 groups              :class:`Groups`, one ``.npz``
 ==================  ======================================================================
@@ -190,6 +191,15 @@ class TestSet:
         rows = np.arange(len(queries))
         source = np.array(queries["source"], dtype=np.int64)
         return cls(queries, Qrels(rows, source, np.ones_like(rows)))
+
+
+@dataclass(frozen=True)
+class Asked(_Arrays):
+    """Passages that a budget of queries is spent on."""
+
+    rows: np.ndarray  # (A,) int64
+    queries: np.ndarray  # (A,) int64, that each has
+    left: np.ndarray  # () int64, passages that could be asked and are not
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from dense_retrieval import plan, ranks, scale, sweep
+from dense_retrieval.budget import found_out, known
 from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import agreement, report, table, vectors
+from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
@@ -72,7 +74,7 @@ def _run(config: Config) -> float:
     name = f"{choices.data} {choices.loss} {choices.querytype}"
     tracker = Tracker(config.logger.enabled, config.logger.project, name, group, settings, folder)
     store = Store(Path(config.cache_dir))
-    chain = describe(config, tracker.log)
+    chain = describe(config, tracker.log, known(store))
     if not all(map(store.has, chain.steps)):
         flush_denormal()
         hardware(config).executor.prepare(config.device)
@@ -80,6 +82,10 @@ def _run(config: Config) -> float:
     # What cannot be tested on is better known before queries are written.
     store.build(*chain.tests.values(), *(part.by_type for part in chain.parts.values() if part.by_type))
     _say_how_large(store, chain, choices.scale)
+    curves: dict[str, list[Point]] = {}
+    if any(part.spent for part in chain.parts.values()):
+        chain = describe(config, tracker.log, found_out(store))
+        curves = _spent(store, chain)
     yields = {title: _prepared(store, part, chain.labels[title]) for title, part in chain.parts.items()}
     before = {title: _measured(store, chain, title, chain.before[title]) for title in chain.parts}
     costs = {
@@ -122,6 +128,8 @@ def _run(config: Config) -> float:
             facts["vectors"] = [row.as_json() for row in smaller[title]]
             header, *lines = vectors.cells(smaller[title])
             tracker.table(f"{title} vectors".strip(), header, lines)
+        if title in curves:
+            facts["budget"] = [asdict(point) for point in curves[title]]
         measured = before[title] | after[title]
         facts["verdict"] = asdict(measured.verdict)
         verdicts[title] = str(measured.verdict)
@@ -133,7 +141,7 @@ def _run(config: Config) -> float:
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    card = report.model_card(settings, rows, verdicts, shared, smaller)
+    card = report.model_card(settings, rows, verdicts, shared, smaller, curves)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")
@@ -153,7 +161,8 @@ def _run(config: Config) -> float:
 
 def _plan(config: Config, folder: Path, sweep: bool) -> float:
     """Show what there is to do; of a sweep's job, leave it for :class:`dense_retrieval.compare.AfterSweep`."""
-    store, chain = Store(Path(config.cache_dir)), describe(config, lambda *_: None)
+    store = Store(Path(config.cache_dir))
+    chain = describe(config, lambda *_: None, known(store))
     lines = plan.lines(store, chain.steps)
     if sweep:
         plan.write(lines, folder)
@@ -177,6 +186,17 @@ def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = Fals
                 "scale=%s is meant for a GPU, and this runs on a CPU, whose size is scale=laptop", choice
             )
         log.info("%s", f"{title} {scale.line(part.c, choice, counts)}".strip())
+
+
+def _spent(store: Store, chain: Chain) -> dict[str, list[Point]]:
+    """By corpus, how a budget of queries was spent."""
+    found = {}
+    for title, part in chain.parts.items():
+        assert part.spent
+        store.build(*part.spent.curve)
+        found[title] = [store.load(point) for point in part.spent.curve]
+        log.info("%s", f"{title} the budget of queries:\n{report.curve(found[title])}".strip())
+    return found
 
 
 def _prepared(store: Store, part: Part, labels: Labels) -> dict[str, dict[str, Any]]:
@@ -250,9 +270,10 @@ def _smaller(store: Store, chain: Chain, title: str) -> list[vectors.VectorsRow]
 
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
     """How the student was trained."""
+    before = set(store.built)  # what spent a budget too, whose curves were not logged
     store.build(*chain.students)
     training = store.load(chain.student)
-    if chain.student.key not in store.built:
+    if chain.student.key not in store.built - before:
         replay(training, tracker.log)
     summary = json.loads((training / "training.json").read_text())
     log.info("loss: %s", summary["loss"])

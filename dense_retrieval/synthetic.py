@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 WHAT_IS_ASKED = ("passages", "passage_characters", "passage_first", "seed")
+_BUDGET = ("budget", "parts", "choose")
 
 
 def language_model(generator: Any) -> tuple[Settings, Outside | None]:
     """What answers: the backend's ``_target_`` and arguments, and its weights, where they are files."""
-    backend = settings(generator, *WHAT_IS_ASKED, unkeyed=("path", "revision", "url"))
+    backend = settings(generator, *WHAT_IS_ASKED, *_BUDGET, unkeyed=("path", "revision", "url"))
     model: Any = instantiate(backend)
     if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
         backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")

@@ -46,6 +46,7 @@ def render(comparison: Comparison, problems: list[str]) -> str:
             "verdicts": _verdicts(comparison, corpus),
             "yields": _by_training_set(comparison, corpus, "yields", _yields),
             "difficulty": _by_training_set(comparison, corpus, "difficulty", _difficulty),
+            "budgets": _by_training_set(comparison, corpus, "budget", _budget),
         }
         for corpus in tables.corpora(comparison)
     ]
@@ -133,3 +134,19 @@ def _difficulty(profiles: dict[str, dict[str, float]]) -> list[list[str]]:
             for kind, of in profiles.items()
         ),
     ]
+
+
+def _budget(curve: list[dict[str, Any]]) -> list[list[str]]:
+    """A header, and a line a part."""
+    header = [
+        "queries",
+        "passages",
+        f"{curve[0]['metric']} on {curve[0]['dev']} dev queries",
+        "gain",
+        "95 % interval",
+    ]
+    lines = [[str(of["queries"]), str(of["passages"]), f"{of['mean']:.3f}"] for of in curve]
+    for line, of in zip(lines, curve, strict=True):
+        known = of["gain"] is not None
+        line += [f"{of['gain']:+.3f}", f"{of['low']:+.3f} to {of['high']:+.3f}"] if known else ["", ""]
+    return [header, *lines]

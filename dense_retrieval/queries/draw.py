@@ -131,8 +131,13 @@ def heldout_queries(
 
 
 @stage(TestSet.load, forecast=lambda groups, **_: {"queries": groups["dev"]})
-def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], /) -> Counts:
+def dev_queries(
+    folder: Path, queries: Folder[Dataset], groups: Folder[Groups], /, *, filtered: bool = True
+) -> Counts:
     """The training queries that only choose the checkpoint.
+
+    Args:
+        filtered: else with those of the same passages that no group was made of: the hardest are among them.
 
     Raises:
         InputError: there are none.
@@ -142,7 +147,9 @@ def dev_queries(folder: Path, queries: Folder[Dataset], groups: Folder[Groups], 
         raise InputError(
             "evaluation.split=synthetic_dev tests on the dev queries: groups.dev_fraction must be above 0"
         )
-    table = queries.load().select(np.unique(found.query[found.dev]))
+    asked = queries.load()
+    of_passages = np.flatnonzero(np.isin(asked["source"], found.source[found.dev]))
+    table = asked.select(np.unique(found.query[found.dev]) if filtered else of_passages)
     TestSet.of_sources(table).save(folder)
     return {"queries": len(table)}
 

@@ -14,7 +14,7 @@ from dense_retrieval.queries.files import load_raw
 from dense_retrieval.queries.generate import generate, requests
 from dense_retrieval.queries.prompts import Prompt
 from dense_retrieval.queries.split import dealt_out
-from dense_retrieval.records import RAW_QUERIES, Corpus, table, write_table
+from dense_retrieval.records import RAW_QUERIES, Asked, Corpus, table, write_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 
 # Of a backend's settings those that change an answer: an answer is kept by these.
@@ -39,6 +39,7 @@ def answers_path(memos: Path, backend: Mapping[str, Any], model: Folder[Path] | 
 def _asked(
     corpus: Counted,
     heldout: Counted,
+    chosen: Counted | None,
     of: str,
     prompts: list[dict[str, Any]],
     passages: int | None,
@@ -51,11 +52,12 @@ def _asked(
     rows = (
         heldout["passages"] if of == "heldout" else there if passages is None else np.minimum(passages, there)
     )
-    asked = rows * len(prompts)
+    asked = rows * len(prompts) if chosen is None else chosen["new"]
     instruction = sum(len("".join(p["paragraphs"])) + p["shots"] * 80 for p in prompts) / max(1, len(prompts))
     characters = np.minimum(passage_characters, corpus["characters"] / corpus["passages"]) + instruction
     tokens = asked * (characters / 4 + backend.get("max_tokens", 50))
-    return {"written": asked, "queries": asked, "tokens": tokens}
+    queries = asked if chosen is None else chosen["queries"]
+    return {"written": asked, "queries": queries, "tokens": tokens}
 
 
 HOW_FAST = (  # of the settings of a stage that asks a language model
@@ -81,6 +83,7 @@ def write(
     heldout: Folder[np.ndarray],
     duplicates: Folder[np.ndarray],
     model: Folder[Path] | None,
+    chosen: Folder[Asked] | None = None,
     /,
     *,
     of: str,
@@ -97,6 +100,7 @@ def write(
 
     Args:
         model: the weights, where they are files; a server's model is known by its name only.
+        chosen: the passages to train on, where a budget is spent; else they are drawn.
         of: passages to "train" on, or the "heldout" ones.
         prompts: of each type :attr:`Prompt.asked`.
         passages: to train on, None is all.
@@ -112,7 +116,9 @@ def write(
     asked = [
         Prompt(p["querytype"], tuple(p["paragraphs"]), tuple(p["examples"]), p["shots"]) for p in prompts
     ]
-    if of == "train":
+    if chosen:
+        rows = chosen.load().rows
+    elif of == "train":
         untrained = np.union1d(heldout.load(), duplicates.load())
         rows = draw_passages(texts, untrained, passages, seed)
     else:

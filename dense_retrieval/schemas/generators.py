@@ -9,7 +9,24 @@ from dense_retrieval.schemas.setting import setting
 
 
 @dataclass
-class QueryFile:
+class Budget:
+    """Of queries, where they are had in parts: each for the passages that those before show to be worth most."""
+
+    budget: int | None = setting(
+        None,
+        "queries in all, of passages of the whole corpus, had in parts until a part is seen to gain less than 0.01 on "
+        "the dev queries; null = of all passages given or sampled, at once",
+        least=1,
+    )
+    parts: int = setting(4, "of the budget, of the same size", least=1)
+    choose: str = setting(
+        "disagreement",
+        "passages of all parts but the first: those about which teacher and untuned student disagree, or random",
+    )
+
+
+@dataclass
+class QueryFile(Budget):
     """Queries that are there already."""
 
     _target_: str = "dense_retrieval.queries.files.read"
@@ -17,12 +34,12 @@ class QueryFile:
 
 
 @dataclass
-class LanguageModel:
+class LanguageModel(Budget):
     """Queries written by a language model."""
 
     _target_: str = MISSING
     passages: int | None = setting(
-        300, "sampled from the corpus, one query of each type; null = all", least=1
+        300, "sampled from the corpus, one query of each type; null = all; without a budget", least=1
     )
     passage_characters: int = setting(2048, "longer passages are cut", least=1)
     passage_first: bool = setting(True, "before the instruction: a prefix cache then serves all types")

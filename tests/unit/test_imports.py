@@ -36,6 +36,7 @@ LAYERS = [
     ["views"],
     ["synthetic"],
     ["pipeline"],
+    ["budget"],
     ["chain"],
     ["forecast"],
     ["plan", "comparison", "follow"],

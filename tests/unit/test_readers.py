@@ -15,12 +15,13 @@ from dense_retrieval.stage import Member, Step, reachable
 
 GOLDEN = Path(__file__).with_name("readers.json")
 BASES = {
-    "files": ["evaluation.heldout_types=[claim]"],
+    "files": ["evaluation.heldout_types=[claim]", "querytype.total=null"],
     "language model": [
         "generator=openai",
         "generator.url=http://localhost:1/v1",
         "generator.model=m",
         "querytype=claim",
+        "querytype.total=null",
         "retriever=hybrid",
         "loss.terms.ranknet.weight=0.5",
         "loss.terms.margin_mse.weight=0.5",
@@ -57,6 +58,7 @@ ELSEWHERE = {
     *("evaluation.metrics", "data.queries", "data.mixed", "rounds_from", "generator.url"),
     *("data.path", "generator.path", "student.path", "student.revision", "teacher.path", "teacher.revision"),
     *("trainer.num_nodes", "teacher.adapter", "device", "loss.terms"),
+    *("generator.parts", "generator.choose"),  # of a budget
 }
 
 
