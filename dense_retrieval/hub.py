@@ -33,6 +33,8 @@ _VOCABULARIES = (
     "tokenizer.model",
 )
 
+ENCODER = ("Pooling", "Dense", "Normalize")  # of sentence-transformers, after the transformer of a student
+
 
 def model_folder(name: str, revision: str | None = None) -> Path:
     """The local folder of a model.

@@ -27,6 +27,7 @@ from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.losses.loss import Loss, active
 from dense_retrieval.nodes import (
+    adapters,
     asked_devices,
     hardware,
     outside,
@@ -269,6 +270,8 @@ def distil(
         cut={"devices": resolved(devices), "chunk_tokens": resolved(chunk_tokens)}
         if c.student.dropout
         else None,
+        lora=adapters(c),
+        gradient_checkpointing=c.student.gradient_checkpointing,
         devices=devices,
         shard_optimizer=trainer.shard_optimizer,
         every_n_steps=trainer.every_n_steps,

@@ -11,13 +11,14 @@ from dense_retrieval.candidates.difficulty import Difficulty, difficulty
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import read
-from dense_retrieval.hub import model_folder, transformer_folder
+from dense_retrieval.hub import ENCODER, model_folder, transformer_folder
 from dense_retrieval.nodes import (
     engine_of,
     hardware,
     outside,
     passage_length,
     plain,
+    prefixes,
     settings,
     student_settings,
 )
@@ -25,6 +26,7 @@ from dense_retrieval.records import Corpus, InputError, TestSet
 from dense_retrieval.stage import Folder, Outside, Step
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.export_engine import exported
+from dense_retrieval.student.tokenizer import ends_texts
 from dense_retrieval.student.tokens import Tokens, tokens
 
 if TYPE_CHECKING:
@@ -36,13 +38,16 @@ _DOCUMENTS_PASSAGE = (
     256  # tokens, where none are given: the length of passages follows from how documents are cut
 )
 # Prefixes and lengths are in the token ids; the implementation of attention changes speed.
-NOT_TRAINING = ("query_prefix", "passage_prefix", "query_length", "passage_length", "attention")
+NOT_TRAINING = (
+    *("query_prefix", "passage_prefix", "append_eos", "query_length", "passage_length"),
+    "attention",
+)
 _NOT_EMBEDDING = (*NOT_TRAINING, "dropout")
 
 
 def corpus_of(c: Config) -> Step[Corpus]:
     # what is left out is for later stages
-    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout", "known")
+    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout", "known", "task")
     known = plain(c.data.known) if "known" in c.data else None
     of_documents = "passage_tokens" in c.data
     if of_documents and loader["passage_tokens"] == "auto":
@@ -59,7 +64,7 @@ def untuned(c: Config) -> Outside:
 def tokenizer_of(c: Config) -> Outside:
     """The untuned student's ``tokenizer.json``."""
     named = f"student.path={c.student.path}"
-    file = transformer_folder(untuned(c).path, named, "Pooling", "Normalize") / "tokenizer.json"
+    file = transformer_folder(untuned(c).path, named, *ENCODER) / "tokenizer.json"
     if not file.is_file():
         raise InputError(
             f"{named}: has no tokenizer.json, by which documents are cut; choose another student="
@@ -69,15 +74,16 @@ def tokenizer_of(c: Config) -> Outside:
 
 def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
     """Token ids of "passages", of "queries" to train on, or of "test queries"."""
-    student = c.student
+    student, prefix = c.student, prefixes(c)
     lengths = {"passages": passage_length(c), "queries": student.query_length}
     return tokens(
         texts,
         untuned(c),
         of="passages" if of == "passages" else "queries",
         length=lengths.get(of, c.evaluation.query_length),
-        prefix=student.passage_prefix if of == "passages" else student.query_prefix,
+        prefix=prefix["passage_prefix" if of == "passages" else "query_prefix"],
         trust_remote_code=student.trust_remote_code,
+        append_eos=ends_texts(student.append_eos, student.pooling),
         executor=hardware(c).executor,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dense_retrieval.student.tokens import longest
 
@@ -24,8 +24,9 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     student.transformer.save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
-    modules = ["models.Transformer", "models.Pooling", "models.Normalize"]
-    paths = ["", "1_Pooling", "2_Normalize"]
+    after = ["Pooling", *("Dense" for _ in student.dense), "Normalize"]
+    modules = ["models.Transformer", *(f"models.{name}" for name in after)]
+    paths = ["", *(f"{number}_{name}" for number, name in enumerate(after, 1))]
     _write(
         folder / "modules.json",
         [
@@ -36,12 +37,15 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
     _write(
         folder / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": student.dimension,
+            "word_embedding_dimension": student.transformer.config.hidden_size,
             "pooling_mode_cls_token": student.pooling == "cls",
             "pooling_mode_mean_tokens": student.pooling == "mean",
+            "pooling_mode_lasttoken": student.pooling == "lasttoken",
         },
     )
-    (folder / "2_Normalize").mkdir(exist_ok=True)
+    for number, layer in enumerate(student.dense, 2):
+        _write_dense(folder / f"{number}_Dense", layer)
+    (folder / paths[-1]).mkdir(exist_ok=True)
     positions = getattr(student.transformer.config, "max_position_embeddings", None)
     write_lengths(folder, longest(positions, student.tokenizer), student.passage_length)
     _write(
@@ -53,6 +57,22 @@ def export(student: BiEncoder, folder: Path, card: str) -> None:
         },
     )
     (folder / "README.md").write_text(card)
+
+
+def _write_dense(folder: Path, layer: Any) -> None:
+    from safetensors.torch import save_file
+
+    linear, activation = layer
+    kind = type(activation)
+    config = {
+        "in_features": linear.in_features,
+        "out_features": linear.out_features,
+        "bias": linear.bias is not None,
+        "activation_function": f"{kind.__module__}.{kind.__name__}",
+    }
+    _write(folder / "config.json", config)
+    weights = {f"linear.{name}": of.contiguous() for name, of in linear.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
 
 
 def write_lengths(folder: Path, queries: int, passages: int) -> None:

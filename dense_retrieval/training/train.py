@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SPEED = (
     *("chunk_tokens", "graph_tokens", "compile", "devices", "shard_optimizer", "every_n_steps"),
-    *("device", "log"),
+    *("gradient_checkpointing", "device", "log"),
 )
 
 
@@ -62,8 +62,11 @@ def train(
     log: Callable[[Mapping[str, float], int], None] | None,
     teacher: dict[str, Any] | None = None,
     cut: dict[str, int] | None = None,
+    lora: dict[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Counts:
-    """The tuned student in ``model``, and how it was trained in ``training.json``.
+    """The tuned student in ``model``, and how it was trained in ``training.json``; with ``lora`` the adapters, which
+    are merged into ``model``, in ``adapter`` too.
 
     Args:
         weights: that training starts from.
@@ -71,6 +74,7 @@ def train(
         student, teacher: ``_target_`` and arguments.
         terms: of the loss, by name ``_target_`` and arguments.
         cut: with dropout, how steps are cut into passes, which then changes the result.
+        lora: arguments of :func:`~dense_retrieval.student.adapters.adapt`; None is to train all weights.
     """
     import torch
 
@@ -89,6 +93,12 @@ def train(
     learner = instantiate(student, path=str(weights.path))
     if student.get("passage_length", 0) is None:  # auto: it is the length of a passage, and none is longer
         learner.passage_length = int(passages.load().lengths.max())
+    if lora:
+        from dense_retrieval.student.adapters import adapt, merge
+
+        adapt(learner, **lora)
+    if gradient_checkpointing:
+        learner.recompute_activations(compile)
     found = temperatures.load()
     student_tau, teacher_tau = found["student_temperature"], found["teacher_temperature"]
     loss = Loss({name: instantiate(term) for name, term in terms.items()}).found(student_tau, teacher_tau)
@@ -142,6 +152,8 @@ def train(
     if not summary:  # process 0 has it
         return {}
     (folder / "training.json").write_text(json.dumps(summary | {"loss": loss.described()}, indent=1))
+    if lora:
+        merge(learner, folder / "adapter")
     export(learner, folder / "model", "")
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()

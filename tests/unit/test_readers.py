@@ -32,6 +32,8 @@ OTHER: dict[str, Any] = {
     "data.text": "title_and_text",
     "student.pooling": "cls",
     "student.engine": "openvino",
+    "student.append_eos": True,
+    "student.dtype": "bfloat16",
     "retriever.library": "rank_bm25",
     "retriever.index": "ivf",
     "precision": "bf16-mixed",
@@ -52,6 +54,8 @@ ELSEWHERE = {
     *("evaluation.metrics", "data.queries", "data.mixed", "rounds_from", "generator.url"),
     *("data.path", "generator.path", "student.path", "student.revision", "teacher.path", "teacher.revision"),
     *("trainer.num_nodes", "teacher.adapter", "device", "loss.terms"),
+    # Of students that ask for it alone.
+    *("data.task", "student.lora.alpha", "student.lora.target_modules"),
 }
 
 
