@@ -254,7 +254,8 @@ def engine_of(c: Config) -> str:
     if name == "auto":
         from dense_retrieval.student.fastest import fastest
 
-        return fastest(on.memos, on.bf16) if on_cpu else "torch"
+        can = on_cpu and c.student.pooling != "lasttoken"  # decoders cannot be exported
+        return fastest(on.memos, on.bf16) if can else "torch"
     require(name)
     if not on_cpu:
         raise InputError(f"student.engine={name} is for CPUs: use student.engine=torch or device=cpu")

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from dense_retrieval.evaluation import agreement, report, table
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
-from dense_retrieval.nodes import asked_devices, engine_of, hardware
+from dense_retrieval.nodes import asked_devices, engine_of, hardware, prefixes
 from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
 from dense_retrieval.stage import Step, reachable
@@ -124,7 +125,10 @@ def _run(config: Config) -> float:
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    card = report.model_card(settings, rows, verdicts, shared)
+    student = settings["student"] | prefixes(config)
+    card = report.model_card(settings | {"student": student}, rows, verdicts, shared)
+    if (training / "adapter").is_dir():
+        shutil.copytree(training / "adapter", folder / "adapter", dirs_exist_ok=True)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")

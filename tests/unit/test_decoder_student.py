@@ -24,6 +24,7 @@ from dense_retrieval.student.adapters import adapt, merge
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
 from dense_retrieval.student.export import export
+from dense_retrieval.student.export_engine import export_to
 from dense_retrieval.student.tokenizer import ended, student_tokenizer
 from dense_retrieval.student.tokens import Tokens, tokenize
 from dense_retrieval.training.gradient_cache import backward
@@ -249,6 +250,14 @@ def test_weights_in_bfloat16(decoder_folder, tmp_path):
     np.testing.assert_array_equal(embedded(again, TEXTS, 32, "", tmp_path / "again"), found)
     with pytest.raises(InputError, match="student.dtype=float16 is unknown; use float32 or bfloat16"):
         decoder(decoder_folder, dtype="float16")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_a_decoder_s_file_that_is_right_for_some_sizes_only_is_refused(decoder_folder, tmp_path, engine):
+    with pytest.raises(
+        InputError, match=rf"cannot be exported for student.engine={engine}: .*student.engine=torch$"
+    ):
+        export_to(engine, decoder(decoder_folder), tmp_path)
 
 
 def a_student(kind: str) -> BiEncoder:
