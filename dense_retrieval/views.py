@@ -38,10 +38,8 @@ _DOCUMENTS_PASSAGE = (
     256  # tokens, where none are given: the length of passages follows from how documents are cut
 )
 # Prefixes and lengths are in the token ids; the implementation of attention changes speed.
-NOT_TRAINING = (
-    *("query_prefix", "passage_prefix", "append_eos", "query_length", "passage_length"),
-    "attention",
-)
+_IN_THE_IDS = ("query_prefix", "passage_prefix", "append_eos", "query_length", "passage_length")
+NOT_TRAINING = (*_IN_THE_IDS, "attention")
 _NOT_EMBEDDING = (*NOT_TRAINING, "dropout")
 
 

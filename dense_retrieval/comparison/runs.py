@@ -30,6 +30,7 @@ _ELSEWHERE = (
     "cache_dir",
     "scale.",
     "data.known.",
+    "data.task",  # where it has an effect, it is in student.query_prefix
     "executor.",
     "logger.",
     "plan",

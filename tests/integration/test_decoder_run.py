@@ -23,7 +23,7 @@ def overrides(command, decoder_folder) -> list[str]:
         f"student.path={decoder_folder}",
         "student.pooling=lasttoken",
         "data.task='Given a star, find its planet'",
-        r"student.query_prefix='Instruct: ${data.task}\nQuery: '",
+        "student.query_prefix='Instruct: ${data.task}\nQuery: '",
         "student.lora.rank=2",
         "trainer.learning_rate=1e-2",
         "evaluation.headroom_queries=2",
