@@ -34,6 +34,8 @@ _VOCABULARIES = (
 )
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim")  # as BERT, T5 and DistilBERT call it
 
+ENCODER = ("Pooling", "Dense", "Normalize")  # of sentence-transformers, after the transformer of a student
+
 
 def model_folder(name: str, revision: str | None = None) -> Path:
     """The local folder of a model.

@@ -23,6 +23,7 @@ from dense_retrieval.hub import model_folder
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Later, Outside, Settings, resolved
 from dense_retrieval.student.engine import require
+from dense_retrieval.student.sentence_folder import prompts
 from dense_retrieval.sweep import split_overrides
 
 _WEIGHTS = ("path", "revision", "adapter")  # their content is an input
@@ -107,10 +108,17 @@ def corpora(c: Config) -> dict[str, Config]:
     for number, words in enumerate(c.data.members):
         member: Any = compose("config", overrides=[*shared, *split_overrides(words)])
         check(member)
-        if member.student != c.student:
+        if _but_for_the_task(member) != _but_for_the_task(c):
             raise InputError(f"data.members: {words!r} has another student; give student= for all")
         found[f"{number}-{words.split()[0].removeprefix('data=')}"] = member
     return found
+
+
+def _but_for_the_task(c: Config) -> dict[str, Any]:
+    """The student, its prefixes as they are written: a query's may name the corpus's task."""
+    node = OmegaConf.to_container(c.student, resolve=False)
+    assert isinstance(node, dict)
+    return plain(c.student) | {name: node[name] for name in ("query_prefix", "passage_prefix")}
 
 
 def teachers(c: Config) -> tuple[list[Any], dict[str, Outside], list[float] | None]:
@@ -246,7 +254,8 @@ def engine_of(c: Config) -> str:
     if name == "auto":
         from dense_retrieval.student.fastest import fastest
 
-        return fastest(on.memos, on.bf16) if on_cpu else "torch"
+        can = on_cpu and c.student.pooling != "lasttoken"  # decoders cannot be exported
+        return fastest(on.memos, on.bf16) if can else "torch"
     require(name)
     if not on_cpu:
         raise InputError(f"student.engine={name} is for CPUs: use student.engine=torch or device=cpu")
@@ -259,9 +268,34 @@ def engine_of(c: Config) -> str:
 
 def student_settings(c: Config, *unkeyed: str) -> Settings:
     """The arguments of the student, but for its weights; a length that the corpus says is None."""
-    without = ("path", "revision", "engine", "float16_from", "tune", "matryoshka")
-    found = settings(c.student, *without, unkeyed=unkeyed)
-    return Settings(found | {"passage_length": None}, found.keyed) if passage_length(c) == "auto" else found
+    elsewhere = (
+        "path",
+        "revision",
+        "engine",
+        "float16_from",
+        "tune",
+        "matryoshka",
+        "lora",
+        "gradient_checkpointing",
+    )
+    found = settings(c.student, *elsewhere, unkeyed=unkeyed)
+    values = found | prefixes(c)
+    return Settings(values | {"passage_length": None} if passage_length(c) == "auto" else values, found.keyed)
+
+
+def prefixes(c: Config) -> dict[str, str]:
+    """``query_prefix`` and ``passage_prefix``; "auto" is the prompt that the model's folder has."""
+    given = plain(c.student, only=("query_prefix", "passage_prefix"))
+    if "auto" not in given.values():
+        return given
+    said = prompts(model_folder(c.student.path, c.student.revision), f"student.path={c.student.path}")
+    found = {"query_prefix": said["query"], "passage_prefix": said["document"]}
+    return {name: found[name] if prefix == "auto" else prefix for name, prefix in given.items()}
+
+
+def adapters(c: Config) -> dict[str, Any] | None:
+    """``student.lora``; None if all weights are trained."""
+    return None if c.student.lora.rank is None else plain(c.student.lora)
 
 
 def passage_length(c: Config) -> int | str:

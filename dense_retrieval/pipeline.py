@@ -26,6 +26,7 @@ from dense_retrieval.groups.labels import groups
 from dense_retrieval.groups.mixture import mixture
 from dense_retrieval.losses.loss import Loss, active
 from dense_retrieval.nodes import (
+    adapters,
     asked_devices,
     hardware,
     outside,
@@ -294,6 +295,8 @@ def distil(
         if c.student.dropout
         else None,
         matryoshka=tuple(dimensions(c, "student.matryoshka")),
+        lora=adapters(c),
+        gradient_checkpointing=c.student.gradient_checkpointing,
         devices=devices,
         shard_optimizer=trainer.shard_optimizer,
         every_n_steps=trainer.every_n_steps,

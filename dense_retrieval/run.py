@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
-from dense_retrieval.nodes import asked_devices, engine_of, hardware
+from dense_retrieval.nodes import asked_devices, engine_of, hardware, prefixes
 from dense_retrieval.pipeline import Labels, Part
 from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
 from dense_retrieval.stage import Step, reachable
@@ -141,7 +142,10 @@ def _run(config: Config) -> float:
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    card = report.model_card(settings, rows, verdicts, shared, smaller, curves)
+    student = settings["student"] | prefixes(config)
+    card = report.model_card(settings | {"student": student}, rows, verdicts, shared, smaller, curves)
+    if (training / "adapter").is_dir():
+        shutil.copytree(training / "adapter", folder / "adapter", dirs_exist_ok=True)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")

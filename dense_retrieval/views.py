@@ -13,7 +13,7 @@ from dense_retrieval.candidates.difficulty import Difficulty, difficulty
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import read
-from dense_retrieval.hub import dimension, model_folder, transformer_folder
+from dense_retrieval.hub import ENCODER, dimension, model_folder, transformer_folder
 from dense_retrieval.losses.loss import require_dimensions
 from dense_retrieval.nodes import (
     engine_of,
@@ -21,6 +21,7 @@ from dense_retrieval.nodes import (
     outside,
     passage_length,
     plain,
+    prefixes,
     settings,
     student_settings,
     tunes_passages,
@@ -29,6 +30,7 @@ from dense_retrieval.records import Corpus, InputError, TestSet
 from dense_retrieval.stage import Counted, Folder, Outside, Step
 from dense_retrieval.student.encode import embeddings
 from dense_retrieval.student.export_engine import exported
+from dense_retrieval.student.tokenizer import ends_texts
 from dense_retrieval.student.tokens import Tokens, tokens
 
 if TYPE_CHECKING:
@@ -40,13 +42,14 @@ _DOCUMENTS_PASSAGE = (
     256  # tokens, where none are given: the length of passages follows from how documents are cut
 )
 # Prefixes and lengths are in the token ids; the implementation of attention changes speed.
-NOT_TRAINING = ("query_prefix", "passage_prefix", "query_length", "passage_length", "attention")
+_IN_THE_IDS = ("query_prefix", "passage_prefix", "append_eos", "query_length", "passage_length")
+NOT_TRAINING = (*_IN_THE_IDS, "attention")
 _NOT_EMBEDDING = (*NOT_TRAINING, "dropout")
 
 
 def corpus_of(c: Config) -> Step[Corpus]:
     # what is left out is for later stages
-    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout", "known")
+    loader = settings(c.data, "path", "drop_self_matches", "queries", "mixed", "heldout", "known", "task")
     known = plain(c.data.known) if "known" in c.data else None
     of_documents = "passage_tokens" in c.data
     if of_documents and loader["passage_tokens"] == "auto":
@@ -96,7 +99,7 @@ def whole_dimension(c: Config) -> int:
 def tokenizer_of(c: Config) -> Outside:
     """The untuned student's ``tokenizer.json``."""
     named = f"student.path={c.student.path}"
-    file = transformer_folder(untuned(c).path, named, "Pooling", "Normalize") / "tokenizer.json"
+    file = transformer_folder(untuned(c).path, named, *ENCODER) / "tokenizer.json"
     if not file.is_file():
         raise InputError(
             f"{named}: has no tokenizer.json, by which documents are cut; choose another student="
@@ -106,15 +109,16 @@ def tokenizer_of(c: Config) -> Outside:
 
 def tokenized(c: Config, texts: Folder[Any], of: str) -> Step[Tokens]:
     """Token ids of "passages", of "queries" to train on, or of "test queries"."""
-    student = c.student
+    student, prefix = c.student, prefixes(c)
     lengths = {"passages": passage_length(c), "queries": student.query_length}
     return tokens(
         texts,
         untuned(c),
         of="passages" if of == "passages" else "queries",
         length=lengths.get(of, c.evaluation.query_length),
-        prefix=student.passage_prefix if of == "passages" else student.query_prefix,
+        prefix=prefix["passage_prefix" if of == "passages" else "query_prefix"],
         trust_remote_code=student.trust_remote_code,
+        append_eos=ends_texts(student.append_eos, student.pooling),
         executor=hardware(c).executor,
     )
 

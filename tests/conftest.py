@@ -20,7 +20,14 @@ import torch
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 WORDS = [
     "the",
@@ -82,6 +89,28 @@ def tiny_config(**changes) -> BertConfig:
     return BertConfig(**(settings | changes))
 
 
+def decoder_tokenizer(end: str | None = "<|endoftext|>") -> PreTrainedTokenizerFast:
+    """Of words. As Qwen3-Embedding's another token than its eos_token ends each text; or none."""
+    names = ["<|endoftext|>", "<|im_end|>", "[UNK]", *WORDS, "Instruct", "Query", ":"]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if end:
+        ends = [(end, names.index(end))]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=["$A", end], pair=["$A", end, "$B:1", f"{end}:1"], special_tokens=ends
+        )
+    tokens = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **tokens)
+
+
+def tiny_decoder() -> Qwen3Model:
+    """A random two-layer Qwen3."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    return Qwen3Model(Qwen3Config(vocab_size=6 + len(WORDS), initializer_range=0.2, **sizes, **heads))
+
+
 def with_weights(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     """A copy of a model folder whose weights, by name, are changed in place."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -98,6 +127,15 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     BertModel(tiny_config()).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Qwen3 with its tokenizer, which ends each text, as transformers saves them."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny_decoder().save_pretrained(folder)
+    decoder_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -20,6 +20,7 @@ _ELSEWHERE = (
     "scale.",
     "experiment",
     "data.known.",
+    "data.task",  # where it has an effect, it is in student.query_prefix
     "executor.",
     "logger.",
     "plan",

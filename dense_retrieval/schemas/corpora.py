@@ -16,6 +16,10 @@ class Data:
     text: str = setting("title_and_text", "title_and_text, BEIR's convention, or text_only, the paper's")
     passage_characters: int | None = setting(None, "longer passages are cut; null = never", least=1)
     drop_self_matches: bool = setting(False, "no query finds the passage that has its id (ArguAna)")
+    task: str = setting(
+        "Given a web search query, retrieve relevant passages that answer the query",
+        "what a query asks for, which students that read instructions are told",
+    )
     queries: str | None = setting(None, "file of synthetic queries that come with the corpus")
     mixed: list[str] = setting(
         ["claim", "keyword", "question", "title", "msmarco", "web"], "the query types of querytype=mixed"

@@ -1,11 +1,22 @@
 """``conf/student/`` and ``conf/teacher/``: the models that compare queries with passages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 from dense_retrieval.schemas.setting import setting
+
+
+@dataclass
+class Lora:
+    """Adapters of low rank beside linear layers, which are all that is trained (arXiv 2106.09685)."""
+
+    rank: int | None = setting(None, "of the adapters; null = all weights are trained", least=1)
+    alpha: float | None = setting(None, "adapters count alpha / rank times; null = 2 rank", above=0)
+    target_modules: Any = setting(
+        "all-linear", "layers with an adapter: all-linear, a list of endings of their names, or a pattern"
+    )
 
 
 @dataclass
@@ -15,9 +26,13 @@ class Student:
     _target_: str = "dense_retrieval.student.bi_encoder.BiEncoder.load"
     path: str = setting(MISSING, "folder or hub name")
     revision: str | None = setting(None, "branch, tag or commit on the hub")
-    pooling: str = setting(MISSING, "cls or mean")
-    query_prefix: str = setting("", "before each query")
-    passage_prefix: str = setting("", "before each passage")
+    pooling: str = setting(MISSING, "cls, mean, or of decoders lasttoken")
+    query_prefix: str = setting("", "before each query; auto = the prompt that the model's folder has")
+    passage_prefix: str = setting("", "before each passage; auto likewise")
+    append_eos: bool | None = setting(
+        None,
+        "end each text with the end-of-text token, if the tokenizer does not; null = with lasttoken pooling",
+    )
     query_length: int = setting(64, "tokens", least=4)
     passage_length: Any = setting(
         512,
@@ -35,6 +50,13 @@ class Student:
         "dimensions, such as [384,128,64], to which embeddings may be cut: the loss is the sum over them; "
         "[] = the whole embeddings only",
         least=1,
+    )
+    dtype: str = setting("float32", "of the weights: float32 or bfloat16, the latter best with lora")
+    lora: Lora = field(
+        default_factory=Lora, metadata={"meaning": "adapters that are trained instead of all weights"}
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute a layer's activations again for the backward pass instead of keeping them"
     )
     attention: str | None = setting(
         None, "transformers' name of an implementation, such as flash_attention_2; null = its choice"

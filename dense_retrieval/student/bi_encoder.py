@@ -1,35 +1,34 @@
 """The student: one transformer that embeds queries and passages."""
 
+import inspect
 import logging
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from dense_retrieval.hub import (
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_folder,
-    read_json,
-    sentence_modules,
-    transformer_folder,
-)
+from dense_retrieval.hub import ENCODER, load_config, load_model, model_folder, transformer_folder
 from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.records import InputError
+from dense_retrieval.student import sentence_folder
+from dense_retrieval.student.tokenizer import ends_texts, student_tokenizer
 from dense_retrieval.student.tokens import longest
 
 log = logging.getLogger(__name__)
 
-_OLD_NAMES = {"cls_token": "cls", "mean_tokens": "mean"}
+DTYPES = ("float32", "bfloat16")
 
 
 class BiEncoder(nn.Module):
-    """A transformer, pooling over its last hidden states, and L2 normalisation.
+    """A transformer, pooling over its last hidden states, perhaps linear layers, and L2 normalisation.
 
     Attributes:
-        pooling: ``"cls"`` (the first token) or ``"mean"`` (over the tokens of the text).
+        pooling: ``"cls"`` (the first token), ``"mean"`` (over the tokens of the text) or ``"lasttoken"`` (of the
+            text, for decoders).
+        dense: linear layers after the pooling, each with its activation; mostly none.
         query_prefix, passage_prefix: put before every query and passage.
         query_length, passage_length: limits in tokens, prefix and special tokens included; a ``passage_length``
             of None becomes what the student can read.
@@ -47,10 +46,13 @@ class BiEncoder(nn.Module):
         query_length: int = 64,
         passage_length: int | None = 512,
         path: str = "",
+        dense: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
-        if pooling not in ("cls", "mean"):
-            raise InputError(f"student.pooling={pooling!r} is unknown; use cls or mean")
+        if pooling not in sentence_folder.POOLINGS:
+            raise InputError(
+                f"student.pooling={pooling!r} is unknown; use cls or mean, or lasttoken of decoders"
+            )
         limit = getattr(transformer.config, "max_position_embeddings", None)
         if passage_length is None:
             passage_length = longest(limit, tokenizer)
@@ -60,6 +62,10 @@ class BiEncoder(nn.Module):
                 f"{limit} positions of {path}; lower it"
             )
         self.transformer = transformer
+        self.dense = nn.Sequential(*dense)
+        accepted = inspect.signature(transformer.forward).parameters
+        # Of what a decoder would keep for the next token nothing is used.
+        self._settings = {"use_cache": False} if "use_cache" in accepted else {}
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.query_prefix = query_prefix
@@ -77,6 +83,8 @@ class BiEncoder(nn.Module):
         dropout: float = 0.0,
         attention: str | None = None,
         trust_remote_code: bool = False,
+        append_eos: bool | None = None,
+        dtype: str = "float32",
         **settings,
     ) -> "BiEncoder":
         """From a local folder or hub name, in plain transformers' or sentence-transformers' layout.
@@ -85,6 +93,9 @@ class BiEncoder(nn.Module):
             dropout: probability at every dropout of the transformer; 0 in the paper.
             attention: transformers' name of an implementation; ``flash_attention_2`` computes no padding.
             trust_remote_code: run modelling code that comes with the weights.
+            append_eos: each text ends with a special token, see :func:`~dense_retrieval.student.tokenizer.ended`;
+                None is with lasttoken pooling.
+            dtype: of the transformer's weights, ``"float32"`` or ``"bfloat16"``.
             settings: the keyword arguments of :class:`BiEncoder`.
 
         Raises:
@@ -93,12 +104,12 @@ class BiEncoder(nn.Module):
         """
         named = f"student.path={path}"
         whole = model_folder(path, revision)
-        folder = transformer_folder(whole, named, "Pooling", "Normalize")
-        declared = _declared_pooling(whole, named)
-        if declared and declared != settings.get("pooling"):
-            log.warning(
-                "student.pooling=%s, but %s/1_Pooling says %s", settings.get("pooling"), path, declared
-            )
+        folder = transformer_folder(whole, named, *ENCODER)
+        if dtype not in DTYPES:
+            raise InputError(f"student.dtype={dtype} is unknown; use {' or '.join(DTYPES)}")
+        pooling = settings.get("pooling", "")
+        prefixes = (settings.get(name, "") for name in ("query_prefix", "passage_prefix"))
+        sentence_folder.check(whole, named, pooling, *prefixes)
         config = load_config(folder, named, trust_remote_code)
         for key in vars(config):
             if key.endswith(("dropout", "dropout_prob")) and isinstance(getattr(config, key), float):
@@ -110,50 +121,57 @@ class BiEncoder(nn.Module):
             new=("pooler.",),  # comes after the hidden states that are pooled here
             trust_remote_code=trust_remote_code,
             config=config,
+            dtype=dtype,
             **({"attn_implementation": attention} if attention else {}),
         )
-        return cls(transformer, load_tokenizer(folder, named, trust_remote_code), path=path, **settings)
+        tokenizer = student_tokenizer(folder, named, trust_remote_code, ends_texts(append_eos, pooling))
+        dense = sentence_folder.dense_layers(whole, named)
+        return cls(transformer, tokenizer, path=path, dense=dense, **settings)
 
     @property
     def dimension(self) -> int:
-        return self.transformer.config.hidden_size
+        last: Any = self.dense[-1] if len(self.dense) else None
+        return last[0].out_features if last else self.transformer.config.hidden_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embeddings ``(B, D)``, float32, of length 1, for right-padded tokens ``(B, T)``."""
+        """Embeddings ``(B, D)``, float32, of length 1, for tokens ``(B, T)``, right-padded; with lasttoken pooling
+        on either side."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.pooling == "lasttoken":
+            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
         with fastest_matmul():
-            hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            hidden = self.transformer(**inputs, **self._settings).last_hidden_state
         if self.pooling == "cls":
             pooled = hidden[:, 0].float()
+        elif self.pooling == "lasttoken":
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            last = (attention_mask * places).amax(1)
+            pooled = hidden[torch.arange(len(last), device=last.device), last].float()
         else:
             weights = attention_mask.unsqueeze(-1).float()
             pooled = (hidden.float() * weights).sum(1) / weights.sum(1)
-        return nn.functional.normalize(pooled, dim=-1)
+        return nn.functional.normalize(self.dense(pooled).float(), dim=-1)
+
+    def recompute_activations(self, compiled: bool = False) -> None:
+        """Keep one activation a layer for the backward pass, which computes the others again.
+
+        Args:
+            compiled: the student will be, with torch.compile.
+
+        Raises:
+            InputError: the architecture has no such layers.
+        """
+        try:
+            settings: dict[str, Any] = {"use_reentrant": False}
+            if not compiled:  # what is compiled multiplies by torch's own functions
+                settings["context_fn"] = _in_the_backward_pass
+            self.transformer.gradient_checkpointing_enable(settings)
+        except ValueError as error:
+            raise InputError(
+                f"student.path={self.path} cannot do student.gradient_checkpointing=true; leave it out"
+            ) from error
 
 
-def _declared_pooling(folder: Path, named: str) -> str | None:
-    """What a sentence-transformers folder says; None if it says nothing.
-
-    Raises:
-        InputError: another pooling than by cls or mean, or several.
-    """
-    files = [part / "config.json" for name, part in sentence_modules(folder, named) if name == "Pooling"]
-    configs = [read_json(file, named) for file in files]
-    modes = [mode for config in configs for mode in _pooling_modes(config)]
-    without_prompt = any(config.get("include_prompt") is False for config in configs)
-    if len(modes) > 1 or not {*modes} <= {"cls", "mean"} or without_prompt:
-        said = " and ".join(modes) + " without the prompt" * without_prompt
-        raise InputError(
-            f"{named}: {files[0]} pools by {said}; only cls or mean over all tokens is known here: "
-            "choose another student="
-        )
-    return modes[0] if modes else None
-
-
-def _pooling_modes(config: dict[str, Any]) -> list[str]:
-    """Of sentence-transformers' Pooling, as it writes them now (``pooling_mode``) or wrote them before 5.4."""
-    modes = config.get("pooling_mode") or [
-        _OLD_NAMES.get(name.removeprefix("pooling_mode_"), name.removeprefix("pooling_mode_"))
-        for name, value in config.items()
-        if name.startswith("pooling_mode_") and value
-    ]
-    return [modes] if isinstance(modes, str) else modes or ["mean"]
+def _in_the_backward_pass() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Around what is computed, nothing more; around what is computed again, what was around it before."""
+    return nullcontext(), fastest_matmul()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dense_retrieval.student.tokens import longest
 
@@ -29,8 +29,9 @@ def export(student: BiEncoder, folder: Path, card: str, matryoshka: Sequence[int
         student.transformer.config.matryoshka_dimensions = list(matryoshka)
     student.transformer.save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
-    modules = ["models.Transformer", "models.Pooling", "models.Normalize"]
-    paths = ["", "1_Pooling", "2_Normalize"]
+    after = ["Pooling", *("Dense" for _ in student.dense), "Normalize"]
+    modules = ["models.Transformer", *(f"models.{name}" for name in after)]
+    paths = ["", *(f"{number}_{name}" for number, name in enumerate(after, 1))]
     _write(
         folder / "modules.json",
         [
@@ -41,12 +42,15 @@ def export(student: BiEncoder, folder: Path, card: str, matryoshka: Sequence[int
     _write(
         folder / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": student.dimension,
+            "word_embedding_dimension": student.transformer.config.hidden_size,
             "pooling_mode_cls_token": student.pooling == "cls",
             "pooling_mode_mean_tokens": student.pooling == "mean",
+            "pooling_mode_lasttoken": student.pooling == "lasttoken",
         },
     )
-    (folder / "2_Normalize").mkdir(exist_ok=True)
+    for number, layer in enumerate(student.dense, 2):
+        _write_dense(folder / f"{number}_Dense", layer)
+    (folder / paths[-1]).mkdir(exist_ok=True)
     positions = getattr(student.transformer.config, "max_position_embeddings", None)
     write_lengths(folder, longest(positions, student.tokenizer), student.passage_length)
     _write(
@@ -59,6 +63,22 @@ def export(student: BiEncoder, folder: Path, card: str, matryoshka: Sequence[int
         | ({"truncate_dim": student.dimension} if matryoshka else {}),
     )
     (folder / "README.md").write_text(card)
+
+
+def _write_dense(folder: Path, layer: Any) -> None:
+    from safetensors.torch import save_file
+
+    linear, activation = layer
+    kind = type(activation)
+    config = {
+        "in_features": linear.in_features,
+        "out_features": linear.out_features,
+        "bias": linear.bias is not None,
+        "activation_function": f"{kind.__module__}.{kind.__name__}",
+    }
+    _write(folder / "config.json", config)
+    weights = {f"linear.{name}": of.contiguous() for name, of in linear.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
 
 
 def write_lengths(folder: Path, queries: int, passages: int) -> None:

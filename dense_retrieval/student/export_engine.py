@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from dense_retrieval.hub import weights_size
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Counted, Counts, Folder, stage
-from dense_retrieval.student.engine import Inputs, openvino_core, require
+from dense_retrieval.student.engine import Inputs, by_file, openvino_core, require
 from dense_retrieval.student.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -65,12 +65,24 @@ def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens |
     try:
         with torch.no_grad(), _silent():
             write(model.cpu().eval(), folder, calibration, precision == "int8")
+            _check(model, folder, exact=precision != "int8")
     except Exception as error:  # a tracer or converter raises what it likes
         first = str(error).strip().partition("\n")[0][:200]
         raise InputError(
             f"student.path={model.path} cannot be exported for student.engine={engine}: {first}; "
             "use student.engine=torch"
         ) from error
+
+
+def _check(model: BiEncoder, folder: Path, exact: bool) -> None:
+    """Raise ValueError where the file does not compute what the model does for texts of other sizes than the
+    example's: of some architectures a tracer keeps those."""
+    from torch.nn.functional import pad
+
+    other = {name: pad(values[1:], (0, 4)) for name, values in _example().items()}
+    (found,) = by_file(folder)([other])
+    if exact and not np.allclose(found, model(**other).numpy(), atol=1e-2):
+        raise ValueError("the file gives other embeddings")
 
 
 def _write_openvino(model: BiEncoder, folder: Path, calibration: Tokens | None, int8: bool) -> None:

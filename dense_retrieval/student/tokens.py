@@ -12,9 +12,10 @@ import numpy as np
 from rich.progress import Progress
 
 from dense_retrieval.executor import HERE, Advance, Compute, Executor, even, in_shards, remove_shards
-from dense_retrieval.hub import load_tokenizer, read_json, transformer_folder
+from dense_retrieval.hub import ENCODER, read_json, transformer_folder
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
+from dense_retrieval.student.tokenizer import student_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,6 +196,7 @@ def tokens(
     length: int | str | None,
     prefix: str,
     trust_remote_code: bool = False,
+    append_eos: bool = False,
     executor: Executor = HERE,
 ) -> Counts:
     """Token ids of the "passages" or the "queries" of another stage.
@@ -202,19 +204,20 @@ def tokens(
     Args:
         length: tokens, prefix and special ones included; None is as long as the model can read, "auto" as long
             as 95 of 100 texts, at most that.
+        append_eos: each text ends with a special token, see :func:`~dense_retrieval.student.tokenizer.ended`.
 
     Of passages it also counts the ``length``, and by a sample of 10,000 the shares of the passages that are cut
     and of the tokens that are lost.
     """
     named = f"student.path={tokenizer.path}"
-    transformer = transformer_folder(tokenizer.path, named, "Pooling", "Normalize")
+    transformer = transformer_folder(tokenizer.path, named, *ENCODER)
     positions = read_json(transformer / "config.json", named).get("max_position_embeddings")
     if isinstance(length, int) and positions and length > positions:
         raise InputError(
             f"{length} tokens are more than the {positions} positions of {named}; lower student.query_length, "
             "student.passage_length or evaluation.query_length"
         )
-    used = load_tokenizer(transformer, named, trust_remote_code)
+    used = student_tokenizer(transformer, named, trust_remote_code, append_eos)
     table = read_table(texts.path / f"{of}.arrow")
     all_texts, most = table["text"], longest(positions, used)
     if of != "passages":

@@ -130,13 +130,13 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self):
         settings: Any = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        parameters = [of for of in self.student.parameters() if of.requires_grad]
         if self.shard_optimizer and dist.is_initialized() and dist.get_world_size() > 1:
             from torch.distributed.optim import ZeroRedundancyOptimizer
 
-            parameters = list(self.student.parameters())
             optimizer: Any = ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, **settings)
         else:
-            optimizer = torch.optim.AdamW(self.student.parameters(), **settings)
+            optimizer = torch.optim.AdamW(parameters, **settings)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)]
 
     def rate(self, step: int) -> float:

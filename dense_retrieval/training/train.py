@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 _SPEED = (
     *("chunk_tokens", "graph_tokens", "compile", "devices", "shard_optimizer", "every_n_steps"),
-    *("device", "log"),
+    *("gradient_checkpointing", "device", "log"),
 )
 
 
@@ -72,8 +72,11 @@ def train(
     teacher: dict[str, Any] | None = None,
     cut: dict[str, int] | None = None,
     matryoshka: Sequence[int] = (),
+    lora: dict[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Counts:
-    """The tuned student in ``model``, and how it was trained in ``training.json``.
+    """The tuned student in ``model``, and how it was trained in ``training.json``; with ``lora`` the adapters, which
+    are merged into ``model``, in ``adapter`` too.
 
     Args:
         weights: that training starts from.
@@ -83,6 +86,7 @@ def train(
         terms: of the loss, by name ``_target_`` and arguments.
         cut: with dropout, how steps are cut into passes, which then changes the result.
         matryoshka: dimensions at which the loss is computed; none: of the whole embeddings alone.
+        lora: arguments of :func:`~dense_retrieval.student.adapters.adapt`; None is to train all weights.
     """
     import torch
 
@@ -108,6 +112,12 @@ def train(
             list(matryoshka),
             learner.dimension,
         )
+    if lora:
+        from dense_retrieval.student.adapters import adapt, merge
+
+        adapt(learner, **lora)
+    if gradient_checkpointing:
+        learner.recompute_activations(compile)
     found = temperatures.load()
     student_tau, teacher_tau = found["student_temperature"], found["teacher_temperature"]
     loss = Loss({name: instantiate(term) for name, term in terms.items()}, dimensions=matryoshka)
@@ -163,6 +173,8 @@ def train(
     if not summary:  # process 0 has it
         return {}
     (folder / "training.json").write_text(json.dumps(summary | {"loss": loss.described()}, indent=1))
+    if lora:
+        merge(learner, folder / "adapter")
     export(learner, folder / "model", "", matryoshka)
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()

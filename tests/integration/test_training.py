@@ -20,6 +20,7 @@ from dense_retrieval.losses.loss import Loss
 from dense_retrieval.losses.ranknet import RankNet
 from dense_retrieval.losses.similarities import Similarities
 from dense_retrieval.records import Groups, InputError
+from dense_retrieval.student.adapters import adapt
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.tokens import Tokens, tokenize
 from dense_retrieval.training import curves
@@ -496,3 +497,54 @@ def test_a_batch_is_of_one_corpus(data):
         orders.append([of_query[batch[0]] for batch in batches])
     assert set(orders[0]) == {0, 1, 2} and orders[0] != sorted(orders[0])
     assert orders[0] != orders[1]
+
+
+def with_adapters(data, encoder_folder, **settings):
+    module, module_data = parts(data, encoder_folder, **settings)
+    torch.manual_seed(3)
+    adapt(module.student, rank=2)
+    return module, module_data
+
+
+def test_adapters_alone_are_in_checkpoints_from_which_a_killed_run_goes_on(
+    data, encoder_folder, tmp_path, monkeypatch
+):
+    settings = {"max_epochs": 3, "patience": 9, "accelerator": "cpu"}
+    for name in ("whole", "broken", "all weights"):
+        (tmp_path / name).mkdir()
+    whole, whole_data = with_adapters(data, encoder_folder, rate=1e-2)
+    before = weights(whole)
+    summary = fit(whole, whole_data, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "RichProgressBar", gets(signal.SIGTERM, 1, 1))
+        with pytest.raises(SystemExit):
+            fit(*with_adapters(data, encoder_folder, rate=1e-2), tmp_path / "broken", **settings)
+    torch.rand(5)
+    resumed, resumed_data = with_adapters(data, encoder_folder, rate=1e-2)
+    assert fit(resumed, resumed_data, tmp_path / "broken", **settings) == summary
+    assert torch.equal(weights(whole), weights(resumed))
+    trained = [of for of in whole.student.parameters() if of.requires_grad]
+    n = sum(of.numel() for of in trained)
+    assert 0 < (weights(whole) != before).sum() <= n < len(before) / 3
+
+    state = torch.load(tmp_path / "whole/last.ckpt", weights_only=True)
+    assert all("lora_" in name for name in state["state_dict"])
+    assert sum(of.numel() for of in state["state_dict"].values()) == n
+    # AdamW keeps two numbers a parameter, and of each tensor its step
+    kept = [of for state in state["optimizer_states"][0]["state"].values() for of in state.values()]
+    assert sum(of.numel() for of in kept if of.ndim) <= 2 * n
+    fit(*parts(data, encoder_folder), tmp_path / "all weights", **settings | {"max_epochs": 1})
+    for name in ("last.ckpt", "best.safetensors"):
+        small, large = ((tmp_path / run / name).stat().st_size for run in ("whole", "all weights"))
+        assert small < large
+
+
+def test_two_devices_train_adapters_like_one(data, encoder_folder, tmp_path):
+    found = []
+    for devices in (1, 2):
+        (tmp_path / str(devices)).mkdir()
+        module, module_data = with_adapters(data, encoder_folder, epochs=1, rate=1e-2)
+        module.shard_optimizer = devices == 2
+        fit(module, module_data, tmp_path / str(devices), max_epochs=1, accelerator="cpu", devices=devices)
+        found.append(weights(module))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)

@@ -35,6 +35,8 @@ OTHER: dict[str, Any] = {
     "student.pooling": "cls",
     "student.engine": "openvino",
     "student.tune": "queries",
+    "student.append_eos": True,
+    "student.dtype": "bfloat16",
     "retriever.library": "rank_bm25",
     "retriever.index": "ivf",
     "precision": "bf16-mixed",
@@ -59,6 +61,8 @@ ELSEWHERE = {
     *("data.path", "generator.path", "student.path", "student.revision", "teacher.path", "teacher.revision"),
     *("trainer.num_nodes", "teacher.adapter", "device", "loss.terms"),
     *("generator.parts", "generator.choose"),  # of a budget
+    # Of students that ask for it alone.
+    *("data.task", "student.lora.alpha", "student.lora.target_modules"),
 }
 
 

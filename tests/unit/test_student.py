@@ -228,8 +228,9 @@ def test_sentence_transformers_own_folders(encoder_folder, tmp_path, caplog, aft
 @pytest.mark.parametrize(
     ("after", "fault"),
     [
-        ([Pooling(16, "mean"), Dense(16, 8), Normalize()], "modules.json has the module Dense"),
-        ([Pooling(16, "lasttoken")], "1_Pooling/config.json pools by lasttoken"),
+        ([Pooling(16, "mean"), Normalize(), Dense(16, 8)], "modules.json has a Dense after Normalize"),
+        ([Pooling(16, "mean"), Dense(16, 16, use_residual=True)], "2_Dense/config.json asks for a layer"),
+        ([Pooling(16, "max")], "1_Pooling/config.json pools by max"),
         ([Pooling(16, ("cls", "mean"))], "1_Pooling/config.json pools by cls and mean"),
         (
             [Pooling(16, "mean", include_prompt=False)],
@@ -247,14 +248,14 @@ def test_sentence_transformers_folders_that_compute_more(encoder_folder, tmp_pat
 @pytest.mark.parametrize(
     ("modules", "pooling", "fault"),
     [
-        (["sentence_transformers.models.Dense"], {}, "has the module Dense"),
+        (["sentence_transformers.models.Dropout"], {}, "has the module Dropout"),
         (["sentence_transformers.models.WeightedLayerPooling"], {}, "the module WeightedLayerPooling"),
         (["custom.Pooling"], {}, r"the module custom\.Pooling"),
         ([], {"max_tokens": True}, "pools by max_tokens"),
         ([], {"cls_token": True, "mean_tokens": True}, "pools by cls and mean"),
         ([], {"weightedmean_tokens": True}, "pools by weightedmean_tokens"),
         ([], {"mean_sqrt_len_tokens": True}, "pools by mean_sqrt_len_tokens"),
-        ([], {"lasttoken": True}, "pools by lasttoken"),
+        ([], {"lasttoken": True, "cls_token": True}, "pools by lasttoken and cls"),
         ([], None, "1_Pooling/config.json cannot be read"),
         ([], {}, None),  # mean
         ([], {"mean_tokens": True, "max_tokens": False, "lasttoken": False}, None),
