@@ -21,6 +21,7 @@ from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import agreement, report, table
+from dense_retrieval.evaluation.card import model_card
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
@@ -31,7 +32,7 @@ from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
 from dense_retrieval.training.curves import replay, training_loss
-from dense_retrieval.views import tokenized
+from dense_retrieval.views import tokenized, untuned
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def _run(config: Config) -> float:
         tracker.table(f"{title} results".strip(), header, lines)
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
-    card = report.model_card(settings, rows, verdicts, shared)
+    card = model_card(settings, rows, verdicts, shared, untuned(config).path)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
     if config.logger.model:
         tracker.model(folder / "model")
@@ -265,6 +266,7 @@ def _reported(
         by_type = of_heldout.by_type(_column(store, part.by_type, "queries", "querytype"))
     main = {"corpus": part.corpus, "queries": part.queries, "candidates": labels.candidates}
     main |= {"scores": labels.scores, "groups": labels.groups, "training": chain.student}
+    main["test queries"] = chain.tests[title]
     facts |= {
         "heldout": {kind: [asdict(row) for row in rows] for kind, rows in by_type.items()},
         "artifacts": {of: str(store.root / step.key) for of, step in main.items()},
