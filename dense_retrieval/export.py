@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation import agreement
 from dense_retrieval.evaluation.card import FOLDER
-from dense_retrieval.files import link, sha256
+from dense_retrieval.files import fingerprint, link
 from dense_retrieval.nodes import student_settings
 from dense_retrieval.parity import Asked, ask, own_words
 from dense_retrieval.records import InputError
@@ -122,7 +122,7 @@ def _copy_model(model: Path, output: Path) -> None:
     if (output / "modules.json").is_file():
         for name, file in weights.items():
             there = output / name
-            if not there.is_file() or sha256(there, 0) != sha256(file, 0):
+            if not there.is_file() or fingerprint(there) != fingerprint(file):
                 raise InputError(
                     f"{output} holds another model than {model}: remove it, or give another output="
                 )

@@ -44,7 +44,7 @@ _NEXT = {
 for file in {folder}/bulk-*.ndjson; do
   curl localhost:9200/{collection}/_bulk -H 'Content-Type: application/x-ndjson' --data-binary @$file; done""",
     "lucene": """bin/run.sh io.anserini.index.IndexHnswDenseVectors -collection JsonDenseVectorCollection \\
-  -input {folder} -index INDEX -generator DenseVectorDocumentGenerator""",
+  -input {folder} -index INDEX -threads 8""",
 }
 
 

@@ -87,9 +87,8 @@ def parity(
     there = (one >= 0) | (other >= 0)
     in_both = (one[:, :, None] == other[:, None, :]).any(2) & (one >= 0)
     common = in_both.sum(1) / np.maximum(1, there.sum(1))
-    differences = np.abs(
-        ours.scores[:, :_BEST] - others.scores[:, :_BEST], where=there, out=np.zeros(one.shape)
-    )
+    scores = (np.where(there, of.scores[:, :_BEST], 0.0) for of in (ours, others))
+    differences = np.abs(np.subtract(*scores))
     before, after = (float(np.nanmean(per_query(of, qrels, [_NDCG])[_NDCG])) for of in (ours, others))
     return Parity(
         len(one),
