@@ -189,6 +189,7 @@ def _silent() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
+            root.setLevel(logging.ERROR)
             yield
     finally:
         os.environ.pop("CI") if ci is None else os.environ.update(CI=ci)
