@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def sha256(file: Path, _modified: int) -> str:
     """Of a file's content; read once for each time of modification."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def link(source: str, target: str) -> None:
+    """The same file under another name, or a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def written_through(folder: Path) -> None:

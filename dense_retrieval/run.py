@@ -23,6 +23,7 @@ from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import agreement, report, table, vectors
+from dense_retrieval.evaluation.card import model_card
 from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
@@ -34,7 +35,7 @@ from dense_retrieval.stage import Step, reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
 from dense_retrieval.training.curves import replay, training_loss
-from dense_retrieval.views import tokenized
+from dense_retrieval.views import tokenized, untuned
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,8 @@ def _run(config: Config) -> float:
         asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
     student = settings["student"] | prefixes(config)
-    card = report.model_card(settings | {"student": student}, rows, verdicts, shared, smaller, curves)
+    base = untuned(config).path
+    card = model_card(settings | {"student": student}, rows, verdicts, shared, base, smaller, curves)
     if (training / "adapter").is_dir():
         shutil.copytree(training / "adapter", folder / "adapter", dirs_exist_ok=True)
     report.copy_model(training / "model", folder / "model", card, config.evaluation.query_length)
@@ -311,6 +313,7 @@ def _reported(
         by_type = of_heldout.by_type(_column(store, part.by_type, "queries", "querytype"))
     main = {"corpus": part.corpus, "queries": part.queries, "candidates": labels.candidates}
     main |= {"scores": labels.scores, "groups": labels.groups, "training": chain.student}
+    main["test queries"] = chain.tests[title]
     facts |= {
         "heldout": {kind: [asdict(row) for row in rows] for kind, rows in by_type.items()},
         "artifacts": {of: str(store.root / step.key) for of, step in main.items()},

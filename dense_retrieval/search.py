@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ from dense_retrieval.config import CONF
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.nodes import student_settings
-from dense_retrieval.records import CandidateList, InputError
-from dense_retrieval.stage import Outside
+from dense_retrieval.records import CandidateList, Corpus, InputError
+from dense_retrieval.stage import Built, Folder, Outside, Step
 from dense_retrieval.store import Store
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 _CHARACTERS = 160  # of a passage, shown
 # What searching depends on; a run's other overrides are not taken.
-_SEARCHED = {"data", "student", "retriever", "experiment", "precision", "device", "cache_dir"}
+_SEARCHED = {"data", "student", "retriever", "evaluation", "experiment", "precision", "device", "cache_dir"}
 
 
 def main() -> None:
@@ -86,21 +87,16 @@ def results(
         InputError: no such model or run; a mixture without ``data=`` of one corpus.
     """
 
-    model, overrides = _model_of(folder, overrides)
-    with initialize_config_dir(CONF, version_base=None):
-        config: Any = compose("config", overrides=overrides)
-    check(config)
-    if "members" in config.data:
-        raise InputError("data=mixture: search one of its corpora, data=NAME")
-    store, corpus = Store(Path(config.cache_dir)), views.corpus_of(config)
-    weights = {UNTUNED: views.untuned(config), TUNED: Outside(model)}
+    of = opened(folder, overrides)
+    config, store, corpus = of.config, of.store, of.corpus
+    weights = {UNTUNED: views.untuned(config), TUNED: of.model}
     steps = {name: views.embedded(config, corpus, "passages", of) for name, of in weights.items()}
     index = views.bm25(config, corpus)
     store.build(corpus, index, *steps.values())
     texts, bm25 = store.load(corpus).passages["text"], store.load(index)
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {
-        name: instantiate(student_settings(config), path=str(of.path)) for name, of in weights.items()
+        name: instantiate(student_settings(config), path=str(model.path)) for name, model in weights.items()
     }
     for query in queries:
         found = {"BM25": bm25.search([query], top)}
@@ -109,12 +105,49 @@ def results(
         yield query, {name: _best(of, texts) for name, of in found.items()}
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A tuned student, the settings it was tuned with, and the corpus that it searches."""
+
+    folder: Path  # of the run, or of a model
+    config: Any
+    store: Store
+    corpus: Step[Corpus]
+    model: Folder[Path]
+
+
+def opened(folder: Path, overrides: list[str]) -> Opened:
+    """A run, or a model with the settings of the overrides.
+
+    Raises:
+        InputError: no such model or run; a mixture without ``data=`` of one corpus.
+    """
+    folder = _run_of(folder)
+    model, overrides = _model_of(folder, overrides)
+    with initialize_config_dir(CONF, version_base=None):
+        config: Any = compose("config", overrides=overrides)
+    check(config)
+    if "members" in config.data:
+        raise InputError("data=mixture: choose one of its corpora, data=NAME")
+    in_cache = (
+        model.parent / "stage.json"
+    ).is_file()  # then named as in the run, which embedded all passages
+    weights = Built(model, f"{model.parent.name}/{model.name}", Path) if in_cache else Outside(model)
+    return Opened(folder, config, Store(Path(config.cache_dir)), views.corpus_of(config), weights)
+
+
+def _run_of(folder: Path) -> Path:
+    """The run of which this is the ``model/``; else the folder itself."""
+    run = folder.resolve().parent
+    its_model = folder.resolve().name == "model" and (run / ".hydra" / "overrides.yaml").is_file()
+    return run if its_model else folder
+
+
 def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:
     """The tuned student's folder, and the overrides: of a run its own, but for those given."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
-    if (folder.resolve().parent / ".hydra" / "overrides.yaml").is_file() and folder.resolve().name == "model":
-        folder = folder.resolve().parent
+    folder = _run_of(folder)
     own = folder / ".hydra" / "overrides.yaml"
     if (
         not own.is_file()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dense_retrieval.evaluation import evaluate, table, vectors
+from dense_retrieval.evaluation import evaluate, table
 from dense_retrieval.evaluation.learning_curve import Point
-from dense_retrieval.files import written_through
+from dense_retrieval.files import link, written_through
 from dense_retrieval.records import CandidateList, Qrels
 from dense_retrieval.student.export import write_lengths
 
@@ -103,13 +103,6 @@ def copy_model(trained: Path, folder: Path, card: str, query_length: int | None)
 
     It gets its name when all of it is there, its card included: a run whose ``model`` exists is finished.
     """
-
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:  # another file system
-            shutil.copy2(source, target)
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -120,104 +113,3 @@ def copy_model(trained: Path, folder: Path, card: str, query_length: int | None)
         write_lengths(partial, query_length, passage_length(trained))
     written_through(partial)
     os.replace(partial, folder)
-
-
-def model_card(
-    settings: Mapping[str, Any],
-    rows: Mapping[str, Sequence[table.SystemRow]],
-    verdicts: Mapping[str, str],
-    facts: Mapping[str, Any],
-    smaller: Mapping[str, Sequence[vectors.VectorsRow]],
-    curves: Mapping[str, Sequence[Point]],
-) -> str:
-    """README.md of the model: what it is, how it was made, how good it is, how it is used.
-
-    Args:
-        rows, verdicts, smaller: the results by corpus.
-        curves: by corpus what was found out while a budget of queries was spent on it, if one was.
-    """
-    of_corpora = (
-        f"{title}\n\n{table.markdown(list(of))}\n{verdicts[title]}\n{_smaller(smaller.get(title, []))}"
-        for title, of in rows.items()
-    )
-    results = "\n".join(of_corpora).strip()
-    for title, points in curves.items():
-        had = curve(points).replace("  ", "- ")
-        results += f"\n\nQueries were had in parts, by what helped on the dev queries {title}\n\n{had}"
-    student = settings["student"]
-    tested = table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus")
-
-    def _named(group: str) -> str:
-        """The choice, or where it was read from, if that is a user's own."""
-        choice = facts["choices"][group]
-        return settings[group]["path"] if choice in ("custom", "beir", "documents") else choice
-
-    asked = settings["evaluation"]["query_length"]
-    queries = "queries as long as the model can read" if asked is None else f"queries of up to {asked} tokens"
-    prefixes = f"query prefix {student['query_prefix']!r}, passage prefix {student['passage_prefix']!r}"
-    what, kept, load, passages = "dense retriever", "", 'model = SentenceTransformer("this folder")', "model"
-    if student["tune"] == "queries":
-        what, passages = "query encoder", "untuned"
-        kept = f"{table.QUERIES_ALONE}. An index of `{_named('student')}` stays as it is.\n\n"
-        load += (
-            f'\nuntuned = SentenceTransformer("{_named("student")}")  # which embedded the index\'s passages'
-        )
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
----
-# A {what} tuned by dense_retrieval
-
-Base model: `{_named("student")}`. {student["pooling"]} pooling, normalised;
-{queries}, passages of up to {facts["passage_length"]} tokens; {prefixes}.
-
-{kept}Trained on `{_named("data")}` with {", ".join(settings["querytype"]["types"])} queries and the scores of
-`{_named("teacher")}` by {_formula(facts["loss"]["terms"])}.
-
-{tested}, differences and p-values (paired t-test) to the untuned student:
-
-{results}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-{load}
-similarity = model.similarity(model.encode_query(["a query"]), {passages}.encode_document(["a passage"]))
-```
-{_truncated(student["matryoshka"])}"""
-
-
-def _smaller(found: Sequence[vectors.VectorsRow]) -> str:
-    if not found:
-        return ""
-    return f"""
-Smaller vectors, differences and p-values (paired t-test) to the same student's whole float32 ones:
-
-{vectors.markdown(found)}"""
-
-
-def _truncated(matryoshka: Sequence[int]) -> str:
-    if not matryoshka:
-        return ""
-    return f"""
-Trained at {", ".join(map(str, matryoshka))} dimensions (Matryoshka): embeddings may be cut to their first components.
-What is cut has no longer length 1, unless `normalize_embeddings=True` makes it so.
-
-```python
-model = SentenceTransformer("this folder", truncate_dim={matryoshka[-1]})
-embeddings = model.encode_document(["a passage"], normalize_embeddings=True)
-```
-"""
-
-
-def _formula(terms: Mapping[str, Mapping[str, Any]]) -> str:
-    """``1 x listwise (student_temperature 0.06, teacher_temperature 0.054) + 0.1 x infonce (temperature 0.01)``"""
-    parts = []
-    for name, term in terms.items():
-        settings = [
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in term.items()
-            if key != "weight"
-        ]
-        parts.append(f"{term['weight']:g} x {name}" + f" ({', '.join(settings)})" * bool(settings))
-    return " + ".join(parts)

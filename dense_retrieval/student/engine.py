@@ -41,9 +41,7 @@ def require(engine: str) -> None:
     missing = [name for name in PACKAGES[engine] if find_spec(name) is None]
     if missing:
         extra = engine.partition("_")[0]
-        raise InputError(
-            f"student.engine={engine} needs {' and '.join(missing)}: pip install 'dense_retrieval[{extra}]'"
-        )
+        raise InputError(f"{engine} needs {' and '.join(missing)}: pip install 'dense_retrieval[{extra}]'")
 
 
 def by_torch(model: BiEncoder, device: str = "cpu", bf16: bool = False) -> Forward:
@@ -77,8 +75,8 @@ def by_torch(model: BiEncoder, device: str = "cpu", bf16: bool = False) -> Forwa
 def by_file(folder: Path, bf16: bool = False) -> Forward:
     """What :func:`~dense_retrieval.student.export_engine.export_to` wrote."""
     if (folder / "model.xml").exists():
-        return _by_openvino(folder / "model.xml", bf16)
-    return _by_onnx(folder / "model.onnx")
+        return by_openvino(folder / "model.xml", bf16)
+    return by_onnx(folder / "model.onnx")
 
 
 @cache
@@ -90,7 +88,7 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def _by_openvino(file: Path, bf16: bool) -> Forward:
+def by_openvino(file: Path, bf16: bool = False) -> Forward:
     import torch
 
     compiled = openvino_core().compile_model(
@@ -132,7 +130,7 @@ def _by_openvino(file: Path, bf16: bool) -> Forward:
     return forward
 
 
-def _by_onnx(file: Path) -> Forward:
+def by_onnx(file: Path) -> Forward:
     import onnxruntime
     import torch
 

@@ -16,10 +16,12 @@ from hydra.utils import instantiate
 from dense_retrieval.hub import weights_size
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Counted, Counts, Folder, stage
-from dense_retrieval.student.engine import Inputs, by_file, openvino_core, require
+from dense_retrieval.student.engine import Inputs, by_onnx, by_openvino, openvino_core, require
 from dense_retrieval.student.tokens import Tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from dense_retrieval.student.bi_encoder import BiEncoder
 
 _CALIBRATION_TEXTS = 100
@@ -52,8 +54,21 @@ def exported(
     return {"bytes": sum(file.stat().st_size for file in folder.iterdir())}
 
 
-def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens | None = None) -> None:
+def export_to(
+    engine: str,
+    model: BiEncoder,
+    folder: Path,
+    calibration: Tokens | None = None,
+    *,
+    stem: str = "model",
+    hidden_states: bool = False,
+) -> None:
     """Write ``model.xml`` and ``model.bin``, or ``model.onnx``: ``input_ids``, ``attention_mask`` -> embeddings.
+
+    Args:
+        stem: of the files, instead of "model".
+        hidden_states: give ``last_hidden_state`` too, which sentence-transformers' backends pool themselves; the
+            embeddings, ``sentence_embedding``, are the first output still.
 
     Raises:
         InputError: the model cannot be exported.
@@ -61,11 +76,14 @@ def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens |
     import torch
 
     name, _, precision = engine.partition("_")
-    write = {"openvino": _write_openvino, "onnx": _write_onnx}[name]
+    write, suffix = {"openvino": (_write_openvino, ".xml"), "onnx": (_write_onnx, ".onnx")}[name]
+    outputs = ["sentence_embedding", "last_hidden_state"] if hidden_states else ["embeddings"]
+    computed = _with_hidden_states(model) if hidden_states else model
     try:
         with torch.no_grad(), _silent():
-            write(model.cpu().eval(), folder, calibration, precision == "int8")
-            _check(model, folder, exact=precision != "int8")
+            file = folder / f"{stem}{suffix}"
+            write(computed.cpu().eval(), outputs, file, calibration, precision == "int8")
+            _check(model, file, exact=precision != "int8")
     except Exception as error:  # a tracer or converter raises what it likes
         first = str(error).strip().partition("\n")[0][:200]
         raise InputError(
@@ -74,22 +92,45 @@ def export_to(engine: str, model: BiEncoder, folder: Path, calibration: Tokens |
         ) from error
 
 
-def _check(model: BiEncoder, folder: Path, exact: bool) -> None:
+def _check(model: BiEncoder, file: Path, exact: bool) -> None:
     """Raise ValueError where the file does not compute what the model does for texts of other sizes than the
     example's: of some architectures a tracer keeps those."""
     from torch.nn.functional import pad
 
     other = {name: pad(values[1:], (0, 4)) for name, values in _example().items()}
-    (found,) = by_file(folder)([other])
+    (found,) = (by_openvino if file.suffix == ".xml" else by_onnx)(file)([other])
     if exact and not np.allclose(found, model(**other).numpy(), atol=1e-2):
         raise ValueError("the file gives other embeddings")
 
 
-def _write_openvino(model: BiEncoder, folder: Path, calibration: Tokens | None, int8: bool) -> None:
+def _with_hidden_states(model: BiEncoder) -> nn.Module:
+    """Gives what the model gives, and after it the last hidden states ``(B, T, D)`` that it pools."""
+    from torch import nn
+
+    class WithHiddenStates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = model
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+            seen: list[Any] = []
+            hook = self.student.transformer.register_forward_hook(lambda *of: seen.append(of[-1]))
+            embeddings = self.student(input_ids, attention_mask)
+            hook.remove()
+            return embeddings, seen[0].last_hidden_state
+
+    return WithHiddenStates()
+
+
+def _write_openvino(
+    model: nn.Module, outputs: list[str], file: Path, calibration: Tokens | None, int8: bool
+) -> None:
     import openvino
 
     openvino_core()  # before the quantiser's own, which go
     converted = openvino.convert_model(model, example_input=_example())
+    for output, name in zip(converted.outputs, outputs, strict=True):
+        output.get_tensor().set_names({name})
     if int8:
         import nncf
 
@@ -102,7 +143,7 @@ def _write_openvino(model: BiEncoder, folder: Path, calibration: Tokens | None, 
             subset_size=_CALIBRATION_TEXTS,
             model_type=nncf.ModelType.TRANSFORMER,
         )
-    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+    openvino.save_model(converted, file, compress_to_fp16=False)
 
 
 def _sample(tokens: Tokens) -> Iterator[dict[str, np.ndarray]]:
@@ -112,25 +153,27 @@ def _sample(tokens: Tokens) -> Iterator[dict[str, np.ndarray]]:
         yield {name: values.numpy() for name, values in tokens.batch(np.array([row])).items()}
 
 
-def _write_onnx(model: BiEncoder, folder: Path, calibration: Tokens | None, int8: bool) -> None:
+def _write_onnx(
+    model: nn.Module, outputs: list[str], file: Path, calibration: Tokens | None, int8: bool
+) -> None:
     import torch
 
-    file = folder / "model.onnx"
     axes = {0: "texts", 1: "tokens"}
     torch.onnx.export(
         model,
         tuple(_example().values()),
         str(file),
         input_names=["input_ids", "attention_mask"],
-        output_names=["embeddings"],
-        dynamic_axes={"input_ids": axes, "attention_mask": axes, "embeddings": {0: "texts"}},
+        output_names=outputs,
+        dynamic_axes={"input_ids": axes, "attention_mask": axes, outputs[0]: {0: "texts"}}
+        | dict.fromkeys(outputs[1:], axes),
         opset_version=17,
         dynamo=False,  # the other exporter fixes the number of texts of some architectures
     )
     if int8:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        whole = file.rename(folder / "float32.onnx")
+        whole = file.rename(file.with_name("float32.onnx"))
         quantize_dynamic(
             whole, file, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True
         )
@@ -158,6 +201,7 @@ def _silent() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
+            root.setLevel(logging.ERROR)
             yield
     finally:
         os.environ.pop("CI") if ci is None else os.environ.update(CI=ci)

@@ -44,6 +44,8 @@ def imported(folder: Path, *command: str) -> set[str]:
         "dense_retrieval.compare --help",
         "dense_retrieval.search --help",
         "dense_retrieval.cache --help",
+        "dense_retrieval.export --help",
+        "dense_retrieval.index --help",
     ],
 )
 def test_what_only_says_something_imports_nothing_heavy(tmp_path, command):

@@ -41,12 +41,17 @@ LAYERS = [
     ["forecast"],
     ["plan", "comparison", "follow"],
     ["run", "generate", "compare", "cache", "search", "on_ray"],
+    ["parity"],
+    ["bulk"],
+    ["export", "index"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 CONFIGURED = (
     "run.py",
     "search.py",
+    "export.py",
+    "index.py",
     "compare.py",
     "generate.py",
     "pipeline.py",

@@ -16,7 +16,7 @@ from test_losses import (
     random_groups,
 )
 
-from dense_retrieval.evaluation.report import _truncated
+from dense_retrieval.evaluation.card import _truncated
 from dense_retrieval.evaluation.vectors import cut
 from dense_retrieval.groups.batch import collate
 from dense_retrieval.losses.infonce import InfoNCE
