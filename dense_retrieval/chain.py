@@ -11,7 +11,7 @@ from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
-from dense_retrieval.pipeline import Labels, Log, Part, prepare, tune
+from dense_retrieval.pipeline import Labels, Log, Part, Searched, prepare, tune
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
@@ -115,13 +115,13 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
     return test_split(part.corpus, split=split)
 
 
-def baselines(part: Part, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
+def baselines(part: Searched, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
     """What BM25, the untuned student, and both together find."""
     return {"BM25": by_words(part, tested)} | with_hybrid(part, tested, UNTUNED, untuned(part.c))
 
 
 def with_hybrid(
-    part: Part, tested: Step[TestSet], name: str, weights: Folder[Path]
+    part: Searched, tested: Step[TestSet], name: str, weights: Folder[Path]
 ) -> dict[str, Step[CandidateList]]:
     """What a student finds, and what it finds together with BM25."""
     found = ranked(part, tested, weights)
@@ -129,14 +129,14 @@ def with_hybrid(
     return {name: found, HYBRID[name]: fused}
 
 
-def by_words(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
+def by_words(part: Searched, tested: Step[TestSet]) -> Step[CandidateList]:
     """What BM25 finds."""
     self_matches = part.c.data.drop_self_matches
     return bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
 
 
 def ranked(
-    part: Part, tested: Step[TestSet], weights: Folder[Path], engine: str | None = None
+    part: Searched, tested: Step[TestSet], weights: Folder[Path], engine: str | None = None
 ) -> Step[CandidateList]:
     """What a student finds; its embeddings are computed by the configuration's engine, or by another."""
     c = part.c
@@ -150,12 +150,14 @@ def ranked(
     )
 
 
-def reranked(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
-    """The teacher's order of what the untuned student finds."""
+def reranked(
+    part: Searched, tested: Step[TestSet], found: Step[CandidateList] | None = None
+) -> Step[CandidateList]:
+    """The teacher's order of what another finds; None is the untuned student."""
     c, on = part.c, hardware(part.c)
     members, weights, shares = teachers(c)
     return teacher_ranking(
-        ranked(part, tested, untuned(c)),
+        found or ranked(part, tested, untuned(c)),
         part.corpus,
         tested,
         *searchers_views(c, tested, "test queries", part.corpus, members),

@@ -24,9 +24,10 @@ from dense_retrieval.store import Store
 log = logging.getLogger(__name__)
 
 SAMPLES = 3  # a type, shown
+_READ = ("scale", "data", "querytype", "generator", "executor", "evaluation", "plan", "device", "cache_dir")
 
 
-@command("config", Config)
+@command("config", Config, _READ)
 def main(config: Config) -> None:
     """Write ``queries.jsonl``: every query as the language model wrote it, and why some are dropped."""
     folder = Path(HydraConfig.get().runtime.output_dir)

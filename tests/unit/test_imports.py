@@ -19,6 +19,8 @@ LAYERS = [
         "resident",
         "checks",
         "errors",
+        "folders",
+        "help",
         "tracking",
         "hub",
         "sweep",
@@ -39,6 +41,8 @@ LAYERS = [
     ["forecast"],
     ["plan", "comparison", "follow"],
     ["run", "generate", "compare", "cache", "search", "on_ray"],
+    ["evaluate", "mteb"],
+    ["__main__"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
@@ -58,6 +62,10 @@ CONFIGURED = (
     "scale.py",
     "checks.py",
     "errors.py",
+    "evaluate.py",
+    "folders.py",
+    "help.py",
+    "mteb.py",
     "teacher/train.py",
 )
 
