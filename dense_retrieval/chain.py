@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dense_retrieval import needed
 from dense_retrieval.candidates.difficulty import SAMPLE, Difficulty
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import test_split
@@ -65,7 +66,9 @@ class Chain:
 def describe(c: Config, log: Log) -> Chain:
     """The whole of it, from the corpora to the last ranking."""
     evaluate.check(c.evaluation.metrics)
-    parts = {name: prepare(of) for name, of in corpora(c).items()}
+    configs = corpora(c)
+    needed.require([*configs.values()], *needed.ALL)
+    parts = {name: prepare(of) for name, of in configs.items()}
     labels, students = tune(c, parts, log)
     tested = {name: tests(part, labels[name]) for name, part in parts.items()}
     tuned = students[0].part("model")

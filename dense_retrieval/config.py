@@ -156,7 +156,7 @@ class Config:
     querytype: QueryType = setting(MISSING, "which training queries")
     generator: Any = setting(MISSING, "the language model that writes them, or files that hold them")
     retriever: Retriever = setting(
-        MISSING, "what finds candidates for the training queries; of evaluate, what is tested"
+        MISSING, "what finds the training queries' candidates; of evaluate: what is tested"
     )
     teacher: Any = setting(MISSING, "the cross-encoder whose scores are learnt from")
     student: encoders.Student = setting(

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from dense_retrieval import plan, sweep
+from dense_retrieval import needed, plan, sweep
 from dense_retrieval.chain import by_words, ranked, reranked
 from dense_retrieval.compare import AfterSweep
 from dense_retrieval.config import Config
@@ -39,8 +39,10 @@ from dense_retrieval.views import corpus_of, untuned
 
 log = logging.getLogger(__name__)
 
-_READ = ("scale", "data", "retriever", "student", "teacher", "executor", "evaluation")
-_READ += ("plan", "precision", "device", "cache_dir")
+_READ = (
+    *("scale", "data", "retriever", "student", "teacher", "executor"),
+    *("evaluation", "plan", "precision", "device", "cache_dir"),
+)
 BM25, STUDENT = "BM25", "student"
 BOTH = f"{BM25} + {STUDENT}"
 
@@ -50,7 +52,11 @@ def main(config: Config) -> float:
     """One evaluation; returns the main metric of the student, or of BM25 alone."""
     job = HydraConfig.get()
     folder, store = Path(job.runtime.output_dir), Store(Path(config.cache_dir))
-    described = {title: _described(config, of) for title, of in corpora(config).items()}
+    configs = corpora(config)
+    teacher = [] if OmegaConf.is_missing(config, "teacher") else [needed.teacher]
+    student = [needed.student, needed.engine] if config.retriever.dense or teacher else []
+    needed.require([*configs.values()], needed.corpus, *student, *teacher, needed.executor)
+    described = {title: _described(config, of) for title, of in configs.items()}
     steps = [step for _, tested, systems in described.values() for step in (tested, *systems.values())]
     if config.plan:
         lines = plan.lines(store, steps)
@@ -134,12 +140,10 @@ def _tested(
     measured = measure(qrels, rankings, of.c.evaluation.metrics, asked)
     baseline = _baseline(systems)
     rows = table.rows(measured.values, baseline)
-    ids = [
-        Column(store.open(step).path / f"{name}.arrow", "id")
-        for step, name in ((tested, "queries"), (of.corpus, "passages"))
-    ]
+    queries = Column(store.open(tested).path / "queries.arrow", "id")
+    passages = Column(store.open(of.corpus).path / "passages.arrow", "id")
     folder.mkdir(exist_ok=True)
-    report.write(folder, *ids, qrels, measured.rankings, measured.values, rows, facts)
+    report.write(folder, queries, passages, qrels, measured.rankings, measured.values, rows, facts)
     Console().print(_table(rows, f"{facts['corpus']}, {facts['split']} queries", baseline))
     return rows
 

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.markup import escape
 
-from dense_retrieval import pipeline, plan
+from dense_retrieval import needed, pipeline, plan
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import report
@@ -31,13 +31,14 @@ _READ = ("scale", "data", "querytype", "generator", "executor", "evaluation", "p
 def main(config: Config) -> None:
     """Write ``queries.jsonl``: every query as the language model wrote it, and why some are dropped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    store = Store(Path(config.cache_dir))
+    store, configs = Store(Path(config.cache_dir)), corpora(config)
+    needed.require([*configs.values()], needed.corpus, needed.queries, needed.executor)
     if config.plan:
-        parts = [pipeline.prepare(of) for of in corpora(config).values()]
+        parts = [pipeline.prepare(of) for of in configs.values()]
         steps = [part.cleaned for part in parts if part.cleaned]
         Console().print(plan.table(plan.lines(store, steps), "plan"))
         return plan.remove(folder)
-    for title, of in corpora(config).items():
+    for title, of in configs.items():
         (folder / title).mkdir(exist_ok=True)
         _write(store, pipeline.prepare(of), folder / title)
     log.info("everything is in %s", folder)

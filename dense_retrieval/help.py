@@ -78,8 +78,9 @@ def _started(doc: str) -> tuple[str, str]:
     found = re.match(r"(python -m \S+?)(?: [^\n]*?)?: (.*)", doc.strip(), re.DOTALL)
     started, said = (found[1], found[2]) if found else ("", doc.strip())
     words = [Path(word).name for word in sys.orig_argv]
-    if "dense-retrieval" in words[:2]:
-        started = " ".join(words[words.index("dense-retrieval") :][:2])
+    for number, word in enumerate(words[:3]):
+        if word in ("dense-retrieval", "dense_retrieval"):  # the latter after -m
+            started = " ".join(["dense-retrieval", *words[number + 1 : number + 2]])
     return started, said[:1].upper() + said[1:]
 
 
@@ -117,7 +118,7 @@ def _value(node: DictConfig, name: str) -> str:
     try:
         value = node[name]
     except OmegaConfBaseException:
-        value = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index]
+        value = node._get_node(name)._value()  # type: ignore[union-attr]
     if OmegaConf.is_dict(value):
         return "{...}"
     if OmegaConf.is_list(value):

@@ -42,7 +42,7 @@ from dense_retrieval.queries.files import from_file
 from dense_retrieval.queries.prompts import prompts_of, type_name
 from dense_retrieval.queries.write import write
 from dense_retrieval.records import CandidateList, Corpus, Groups, InputError, TestSet
-from dense_retrieval.stage import Folder, Later, Outside, Step, resolved
+from dense_retrieval.stage import Folder, Later, Outside, Settings, Step, resolved
 from dense_retrieval.student.tokens import mixture_tokens
 from dense_retrieval.teacher.scores import scores
 from dense_retrieval.training.temperatures import temperatures
@@ -146,17 +146,13 @@ def written(
     """Synthetic queries, not cleaned: of passages to "train" on, or of the "heldout" ones."""
     if not issubclass(OmegaConf.get_type(c.generator) or object, LanguageModel):
         return from_file(corpus, outside("generator.path", c.generator.path))
-    backend = settings(c.generator, *_WHAT_IS_ASKED, unkeyed=("path", "revision", "url"))
-    model: Any = instantiate(backend)
-    if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
-        backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
-    files = getattr(model, "files", None)
+    backend, files = language_model(c)
     types = c.querytype.types if of == "train" else heldout_types(c)
     return write(
         corpus,
         heldout,
         duplicates,
-        Outside(files) if files else None,
+        files,
         of=of,
         prompts=[asdict(prompt) for prompt in prompts_of(types)],
         backend=backend,
@@ -164,6 +160,20 @@ def written(
         executor=hardware(c).executor,
         **plain(c.generator, only=_WHAT_IS_ASKED),
     )
+
+
+def language_model(c: Config) -> tuple[Settings, Outside | None]:
+    """What writes queries, but for what it is asked, and its files where it has any.
+
+    Raises:
+        InputError: it is not there, or settings that it refuses.
+    """
+    backend = settings(c.generator, *_WHAT_IS_ASKED, unkeyed=("path", "revision", "url"))
+    model: Any = instantiate(backend)
+    if dtype := getattr(model, "dtype", None):  # "auto" is another one on another machine
+        backend["dtype"] = backend.keyed["dtype"] = str(dtype).removeprefix("torch.")
+    files = getattr(model, "files", None)
+    return backend, Outside(files) if files else None
 
 
 def label(part: Part, student: Folder[Path], earlier: Labels | None) -> Labels:

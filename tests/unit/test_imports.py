@@ -37,6 +37,7 @@ LAYERS = [
     ["nodes"],
     ["views"],
     ["pipeline"],
+    ["needed"],
     ["chain"],
     ["forecast"],
     ["plan", "comparison", "follow"],
@@ -66,6 +67,7 @@ CONFIGURED = (
     "folders.py",
     "help.py",
     "mteb.py",
+    "needed.py",
     "teacher/train.py",
 )
 
