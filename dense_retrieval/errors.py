@@ -162,5 +162,6 @@ def _not_composed(error: ConfigCompositionException, schema: type) -> str:
 def _said(error: Exception) -> str:
     """A message without Hydra's and OmegaConf's hints, in one line."""
     hints = ("full_key:", "object_type=", "reference_type=", "See https:", "To append to your")
-    lines = [line.strip() for line in str(error).splitlines()]
+    said = str(error).removeprefix("InputError raised while resolving interpolation: ")
+    lines = [line.strip() for line in said.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(hints))

@@ -37,8 +37,11 @@ def offer(words: Sequence[str]) -> None:
         for name in map(str, override.sweep_string_iterator() if swept else [override.value()]):
             folder = Path(name)
             if folder.is_dir() and not Path(CONF, "student", f"{name}.yaml").is_file():
-                *group, last = [part for part in f"student/{name}".split("/") if part]  # as Hydra looks it up
-                ConfigStore.instance().store(last, student(folder), "/".join(group), package="student")
+                parts = [part for part in f"student/{name}".split("/") if part]  # as Hydra looks it up
+                store, node = ConfigStore.instance().store, student(folder)
+                store(parts[-1], node, "/".join(parts[:-1]), package="student")
+                if name.endswith("/"):  # as shells complete it; Hydra then looks for it there too
+                    store("", node, "/".join(parts), package="student")
 
 
 def student(folder: Path) -> Student:

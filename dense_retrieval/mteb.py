@@ -1,4 +1,4 @@
-"""python -m dense_retrieval.mteb RUN_OR_MODEL tasks=[NAME,...]: a run's model on tasks of mteb, in mteb's own result files.
+"""python -m dense_retrieval.mteb RUN_OR_MODEL tasks=[NAME,...]: a run's model on mteb's tasks, with mteb's own results.
 
 The model is opened by sentence-transformers, as others would open it: its prompts are the prefixes of queries and
 passages, its lengths those that it was tuned with. The results lie in the run's folder, in ``mteb/``, as mteb wants
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from dense_retrieval.checks import check, suggestion
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.files import fingerprint
 from dense_retrieval.folders import student
@@ -65,6 +66,16 @@ def main() -> None:
     Console().print(f"mteb's result files are in {output}")
 
 
+def _settings(words: Sequence[str]) -> Any:
+    known = [field.name for field in fields(Settings)]
+    for name in (word.partition("=")[0] for word in words):
+        if name not in known:
+            raise InputError(f"{name}: there is no such setting{suggestion(name, known)}")
+    settings = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist([*words]))
+    check(settings)
+    return settings
+
+
 def tasks_of(names: Sequence[str], benchmark: str | None) -> list[Any]:
     """mteb's tasks of some names, or of a benchmark.
 
@@ -80,7 +91,8 @@ def tasks_of(names: Sequence[str], benchmark: str | None) -> list[Any]:
     try:
         return list(mteb.get_benchmark(benchmark).tasks if benchmark else mteb.get_tasks(tasks=names))
     except KeyError as error:
-        raise InputError(f"{benchmark or ', '.join(names)}: {' '.join(str(error).split())}") from error
+        said = str(error.args[0]).removeprefix("KeyError: ")
+        raise InputError(f"mteb: {said}") from error
 
 
 def evaluate(

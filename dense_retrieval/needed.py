@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dense_retrieval.config import Config, LanguageModel
 from dense_retrieval.errors import in_one_line
-from dense_retrieval.nodes import engine_of, hardware, outside, teachers
+from dense_retrieval.nodes import engine_of, hardware, outside, plain, teachers
 from dense_retrieval.pipeline import heldout_types, language_model, prepare
 from dense_retrieval.records import InputError
 from dense_retrieval.schemas.corpora import NamedData
@@ -55,8 +55,8 @@ def require(configs: list[Config], *parts: Part) -> None:
 
 
 def corpus(c: Config) -> None:
-    """The file or folder that a corpus is read from."""
-    outside("data.path", c.data.get("path"))
+    """The file or folder that a corpus is read from, and the values that have no default."""
+    outside("data.path", plain(c.data).get("path"))
 
 
 def student(c: Config) -> None:
@@ -98,7 +98,10 @@ ALL: tuple[Part, ...] = (corpus, queries, student, engine, teacher, executor)
 
 
 def _is_written(c: Config) -> bool:
-    raw: Any = prepare(c).raw
+    try:
+        raw = prepare(c).raw
+    except (InputError, OmegaConfBaseException):  # of another part, which says so
+        return False
     return raw is None or Store(Path(c.cache_dir)).has(raw)
 
 

@@ -8,8 +8,8 @@
 
 Instead of ``corpus.jsonl`` there may be ``corpus.jsonl.gz``, ``corpus.jsonl.zst``, ``corpus.parquet``, or several of
 such files: ``corpus-*.jsonl`` beside each other or any names in a folder ``corpus``; so of the queries. All are read
-row by row. Datasets of the hub that are Parquet files have their judgements in
-``qrels/test-00000-of-00001.parquet``. Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
+row by row. The hub's Parquet datasets have their judgements in ``qrels/test-00000-of-00001.parquet``. Without
+``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
 """
 
 from __future__ import annotations

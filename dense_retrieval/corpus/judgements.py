@@ -1,4 +1,4 @@
-"""Qrels files: BEIR's ``.tsv``, mteb's ``.jsonl``, and Parquet; of the latter two all grades are 1 where there are none."""
+"""Qrels files: BEIR's ``.tsv``, mteb's ``.jsonl``, and Parquet; in the latter two a judgement without a grade has 1."""
 
 from __future__ import annotations
 

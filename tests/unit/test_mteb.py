@@ -1,6 +1,7 @@
 """A model on a task of mteb's has the nDCG@10 that this package measures on the same data."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -86,6 +87,11 @@ def test_its_ndcg_is_ours(corpus, encoder_folder, tmp_path, prefixes):
     queries = embedded(list(read.queries["test"]["text"]), prefixes[0])
     found = search(queries, embedded(list(read.passages["text"]), prefixes[1]), 40)
     ours = per_query(found, read.qrels["test"], ["nDCG@10"])["nDCG@10"]
+    if prefixes != ("", ""):
+        without = search(
+            embedded(list(read.queries["test"]["text"]), ""), embedded(list(read.passages["text"]), ""), 40
+        )
+        assert np.nanmean(per_query(without, read.qrels["test"], ["nDCG@10"])["nDCG@10"]) != np.nanmean(ours)
 
     ((name, split, metric, score),) = command.evaluate(
         tmp_path / "model", [task], tmp_path / "mteb", device="cpu"
@@ -101,8 +107,14 @@ def test_its_ndcg_is_ours(corpus, encoder_folder, tmp_path, prefixes):
 def test_wrong_settings_are_one_line(encoder_folder, monkeypatch):
     with pytest.raises(InputError, match=r"tasks=\[NAME,...\] or benchmark="):
         command.tasks_of([], None)
-    with pytest.raises(InputError, match="NanoFiQA2018Retrievl"):
+    with pytest.raises(
+        InputError, match="'NanoFiQA2018Retrievl' not found. Did you mean: 'NanoFiQA2018Retrieval'"
+    ):
         command.tasks_of(["NanoFiQA2018Retrievl"], None)
-    monkeypatch.setattr(sys, "argv", ["mteb", str(encoder_folder), "task=[A]"])
-    with pytest.raises(SystemExit, match="^error: .*task"):
-        command.main()
+    for word, said in {
+        "task=[A]": "task: there is no such setting; did you mean tasks?",
+        "batch_size=0": "batch_size=0 is out of range; it is 1 or more",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["mteb", str(encoder_folder), word])
+        with pytest.raises(SystemExit, match=f"^error: {re.escape(said)}$"):
+            command.main()
