@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dense_retrieval import needed
 from dense_retrieval.budget import Ended, never, prepared
 from dense_retrieval.candidates.difficulty import SAMPLE, Difficulty
 from dense_retrieval.config import Config
@@ -13,7 +14,7 @@ from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, studen
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.evaluation.vectors import WHOLE, Vectors, all_vectors
 from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
-from dense_retrieval.pipeline import Labels, Log, Part, tune
+from dense_retrieval.pipeline import Labels, Log, Part, Searched, tune
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step
@@ -85,7 +86,9 @@ def describe(c: Config, log: Log, ended: Ended = never) -> Chain:
         ended: says which part of a budget is the last one, see :mod:`dense_retrieval.budget`.
     """
     evaluate.check(c.evaluation.metrics)
-    parts = {name: prepared(of, ended) for name, of in corpora(c).items()}
+    configs = corpora(c)
+    needed.require([*configs.values()], *needed.ALL)
+    parts = {name: prepared(of, ended) for name, of in configs.items()}
     labels, students = tune(c, parts, log)
     tested = {name: tests(part, labels[name]) for name, part in parts.items()}
     tuned = students[0].part("model")
@@ -145,13 +148,13 @@ def tests(part: Part, labels: Labels) -> Step[TestSet]:
     return test_split(part.corpus, split=split)
 
 
-def baselines(part: Part, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
+def baselines(part: Searched, tested: Step[TestSet]) -> dict[str, Step[CandidateList]]:
     """What BM25, the untuned student, and both together find."""
     return {"BM25": by_words(part, tested)} | with_hybrid(part, tested, UNTUNED, untuned(part.c))
 
 
 def with_hybrid(
-    part: Part, tested: Step[TestSet], name: str, weights: Folder[Path]
+    part: Searched, tested: Step[TestSet], name: str, weights: Folder[Path]
 ) -> dict[str, Step[CandidateList]]:
     """What a student finds, and what it finds together with BM25."""
     found = ranked(part, tested, weights)
@@ -159,7 +162,7 @@ def with_hybrid(
     return {name: found, HYBRID[name]: fused}
 
 
-def by_words(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
+def by_words(part: Searched, tested: Step[TestSet]) -> Step[CandidateList]:
     """What BM25 finds."""
     self_matches = part.c.data.drop_self_matches
     return bm25_ranking(bm25(part.c, part.corpus), tested, part.corpus if self_matches else None)
@@ -176,7 +179,7 @@ def smaller(part: Part, tested: Step[TestSet], weights: Folder[Path]) -> dict[Ve
 
 
 def ranked(
-    part: Part,
+    part: Searched,
     tested: Step[TestSet],
     weights: Folder[Path],
     engine: str | None = None,
@@ -196,12 +199,14 @@ def ranked(
     )
 
 
-def reranked(part: Part, tested: Step[TestSet]) -> Step[CandidateList]:
-    """The teacher's order of what the untuned student finds."""
+def reranked(
+    part: Searched, tested: Step[TestSet], found: Step[CandidateList] | None = None
+) -> Step[CandidateList]:
+    """The teacher's order of what another finds; None is the untuned student."""
     c, on = part.c, hardware(part.c)
     members, weights, shares = teachers(c)
     return teacher_ranking(
-        ranked(part, tested, untuned(c)),
+        found or ranked(part, tested, untuned(c)),
         part.corpus,
         tested,
         *searchers_views(c, tested, "test queries", part.corpus, members),

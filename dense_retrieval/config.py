@@ -175,18 +175,22 @@ class Logger:
 class Config:
     """``conf/config.yaml``; a group that is Any has several schemas, in ``GROUPS``."""
 
-    scale: Scale = MISSING
-    data: Any = MISSING
-    querytype: QueryType = MISSING
-    generator: Any = MISSING
-    retriever: Retriever = MISSING
-    teacher: Any = MISSING
-    student: encoders.Student = MISSING
-    loss: Loss = MISSING
-    trainer: Trainer = MISSING
-    logger: Logger = MISSING
-    executor: Any = MISSING
-    experiment: Any = None
+    scale: Scale = setting(MISSING, "how much is done")
+    data: Any = setting(MISSING, "the corpus")
+    querytype: QueryType = setting(MISSING, "which training queries")
+    generator: Any = setting(MISSING, "the language model that writes them, or files that hold them")
+    retriever: Retriever = setting(
+        MISSING, "what finds the training queries' candidates; of evaluate: what is tested"
+    )
+    teacher: Any = setting(MISSING, "the cross-encoder whose scores are learnt from")
+    student: encoders.Student = setting(
+        MISSING, "the bi-encoder that is tuned, or the folder of a run or model"
+    )
+    loss: Loss = setting(MISSING, "what is minimised")
+    trainer: Trainer = setting(MISSING, "how it is minimised")
+    logger: Logger = setting(MISSING, "where the curves go")
+    executor: Any = setting(MISSING, "where work that splits is done")
+    experiment: Any = setting(None, "settings of several groups together, such as the paper's")
     groups: Groups = field(default_factory=Groups)
     evaluation: Evaluation = field(default_factory=Evaluation)
     rounds: int = setting(

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from dense_retrieval import sweep
+from dense_retrieval import folders, help, sweep
 from dense_retrieval.checks import check, names, suggestion
 from dense_retrieval.config import CONF, Config
 from dense_retrieval.records import InputError
@@ -34,11 +34,14 @@ log = logging.getLogger(__name__)
 TERMINATED = 143  # exit status after SIGTERM
 
 
-def command(config_name: str, schema: type) -> Callable[[Callable[[Any], float | None]], Callable[[], None]]:
+def command(
+    config_name: str, schema: type, shown: Collection[str] | None = None
+) -> Callable[[Callable[[Any], float | None]], Callable[[], None]]:
     """``hydra.main`` of a function with a configuration in ``conf/``, all of whose errors are one line.
 
     Args:
         schema: of the configuration; the names of its settings are suggested for unknown ones.
+        shown: groups and settings that ``--help`` shows, those that the command reads; None is all.
     """
 
     def decorate(task: Callable[[Any], float | None]) -> Callable[[], None]:
@@ -49,10 +52,17 @@ def command(config_name: str, schema: type) -> Callable[[Callable[[Any], float |
         @functools.wraps(task)
         def main() -> None:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                folders.offer(sys.argv[1:])
                 return start()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it else prints in many lines
             try:
-                start()
+                folders.offer(sys.argv[1:])
+                if {"-h", "--help"} & set(sys.argv[1:]):
+                    doc = sys.modules[task.__module__].__doc__ or ""
+                    given = [word for word in sys.argv[1:] if not word.startswith("-")]
+                    print(help.text(config_name, schema, doc, given, shown))
+                else:
+                    start()
             except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
                 raise SystemExit(f"error: {in_one_line(error, schema)}") from None
             except KeyboardInterrupt:
@@ -152,5 +162,6 @@ def _not_composed(error: ConfigCompositionException, schema: type) -> str:
 def _said(error: Exception) -> str:
     """A message without Hydra's and OmegaConf's hints, in one line."""
     hints = ("full_key:", "object_type=", "reference_type=", "See https:", "To append to your")
-    lines = [line.strip() for line in str(error).splitlines()]
+    said = str(error).removeprefix("InputError raised while resolving interpolation: ")
+    lines = [line.strip() for line in said.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(hints))

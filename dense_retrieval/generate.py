@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.markup import escape
 
-from dense_retrieval import pipeline, plan
+from dense_retrieval import needed, pipeline, plan
 from dense_retrieval.budget import found_out, known, prepared
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
@@ -26,22 +26,24 @@ from dense_retrieval.store import Store
 log = logging.getLogger(__name__)
 
 SAMPLES = 3  # a type, shown
+_READ = ("scale", "data", "querytype", "generator", "executor", "evaluation", "plan", "device", "cache_dir")
 
 
-@command("config", Config)
+@command("config", Config, _READ)
 def main(config: Config) -> None:
     """Write ``queries.jsonl``: every query as the language model wrote it, and why some are dropped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    store = Store(Path(config.cache_dir))
+    store, configs = Store(Path(config.cache_dir)), corpora(config)
+    needed.require([*configs.values()], needed.corpus, needed.queries, needed.executor)
     if config.plan:
-        parts = [prepared(of, known(store)) for of in corpora(config).values()]
+        parts = [prepared(of, known(store)) for of in configs.values()]
         steps = [part.filtered[-1] for part in parts if part.filtered]
         Console().print(plan.table(plan.lines(store, steps), "plan"))
         return plan.remove(folder)
     if config.generator.get("budget") is not None:  # which students are trained to spend
         flush_denormal()
         hardware(config).executor.prepare(config.device)
-    for title, of in corpora(config).items():
+    for title, of in configs.items():
         (folder / title).mkdir(exist_ok=True)
         _write(store, prepared(of, found_out(store)), folder / title)
     log.info("everything is in %s", folder)

@@ -37,12 +37,16 @@ _HIDDEN_SIZE = ("hidden_size", "d_model", "dim")  # as BERT, T5 and DistilBERT c
 ENCODER = ("Pooling", "Dense", "Normalize")  # of sentence-transformers, after the transformer of a student
 
 
-def model_folder(name: str, revision: str | None = None) -> Path:
+_NEED_NO_HUB = "student=all_minilm, teacher=wikivital_minilm, generator=files or querytype=human"
+
+
+def model_folder(name: str, revision: str | None = None, instead: str = _NEED_NO_HUB) -> Path:
     """The local folder of a model.
 
     Args:
         name: a local folder, or a hub name such as ``sentence-transformers/all-MiniLM-L6-v2``.
         revision: branch, tag or commit on the hub; None is the default branch.
+        instead: settings that need no hub, for the error message.
 
     Raises:
         InputError: there is no such folder and the hub does not have it or cannot be reached; or
@@ -55,10 +59,10 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
         except Exception as error:  # the hub's errors share no base class
+            reason = _first_line(error).partition(". ")[0]
             raise InputError(
                 f"model {name!r} is no local folder and could not be had from the Hugging Face hub "
-                f"({type(error).__name__}: {_first_line(error)}); give a folder, or what needs no hub: "
-                "student=all_minilm, teacher=wikivital_minilm, generator=files or querytype=human"
+                f"({type(error).__name__}: {reason}); give a folder, or what needs no hub: {instead}"
             ) from error
     if not list(folder.rglob("*.safetensors")):
         raise InputError(

@@ -134,7 +134,9 @@ def teachers(c: Config) -> tuple[list[Any], dict[str, Outside], list[float] | No
             members.append(member)
         else:
             teacher = _composed(member) if isinstance(member, str) else member
-            weights[f"path {number}"] = Outside(model_folder(teacher.path, teacher.revision))
+            weights[f"path {number}"] = Outside(
+                model_folder(teacher.path, teacher.revision, "teacher=wikivital_minilm")
+            )
             if adapter := outside("teacher.adapter", teacher.get("adapter")):
                 weights[f"adapter {number}"] = adapter
             members.append(settings(teacher, *_WEIGHTS))

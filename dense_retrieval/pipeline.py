@@ -77,11 +77,17 @@ _HOW_TO_TRAIN = (
 
 
 @dataclass(frozen=True)
-class Part:
-    """One corpus, its training queries, and the synthetic queries of its held-out passages."""
+class Searched:
+    """One corpus, and the configuration by which it is searched."""
 
     c: Config
     corpus: Step[Corpus]
+
+
+@dataclass(frozen=True)
+class Part(Searched):
+    """One corpus, its training queries, and the synthetic queries of its held-out passages."""
+
     heldout: Step[np.ndarray]
     duplicates: Step[np.ndarray]
     raw: Step[Dataset] | None  # None where all training queries are human

@@ -15,6 +15,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dense_retrieval import plan, ranks, scale, sweep
@@ -65,7 +66,7 @@ def _run(config: Config) -> float:
     if here := ranks.here():
         here.require(Path(config.cache_dir), cuda=gpus() is not None)
         here.job = config, HydraConfig.instance().cfg
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings = _resolved(config)
     made_from = sweep.inputs(settings)
     if done := sweep.finished(folder, settings, made_from):
         log.info("finished before: %s", folder)
@@ -163,6 +164,15 @@ def _run(config: Config) -> float:
         log.info("from the cache: %s", ", ".join(store.reused))
     log.info("everything is in %s", folder)
     return float(np.mean([row.means[row.main] for of in rows.values() for row in of if row.system == TUNED]))
+
+
+def _resolved(config: Config) -> Any:
+    """The settings as JSON values; where one asks for what is missing, all that is missing is said."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:
+        describe(config, lambda *_: None)
+        raise
 
 
 def _plan(config: Config, folder: Path, sweep: bool) -> float:

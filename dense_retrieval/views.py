@@ -64,7 +64,7 @@ def corpus_of(c: Config) -> Step[Corpus]:
 
 def untuned(c: Config) -> Outside:
     """The weights of the untuned student."""
-    return Outside(model_folder(c.student.path, c.student.revision))
+    return Outside(model_folder(c.student.path, c.student.revision, "student=all_minilm"))
 
 
 def dimensions(c: Config, setting: str) -> list[int]:

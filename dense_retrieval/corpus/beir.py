@@ -8,7 +8,8 @@
 
 Instead of ``corpus.jsonl`` there may be ``corpus.jsonl.gz``, ``corpus.jsonl.zst``, ``corpus.parquet``, or several of
 such files: ``corpus-*.jsonl`` beside each other or any names in a folder ``corpus``; so of the queries. All are read
-row by row. Without ``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
+row by row. The hub's Parquet datasets have their judgements in ``qrels/test-00000-of-00001.parquet``. Without
+``queries.jsonl`` and ``qrels`` it is documents alone: no split to test on.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ def read_folder(
         asked = _table(_files(folder, "queries"), "queries", "text_only", query_characters)
     for split, name in splits.items():
         files = [folder / "qrels" / f"{name}{suffix}" for suffix in (".tsv", *ENDINGS)]
+        # as the hub names Parquet files; "data" is where those of a configuration called "default" lie
+        files += [folder / sub / f"{name}-00000-of-00001.parquet" for sub in ("qrels", "data")]
         file = next((f for f in files if f.is_file()), None)
         if file:
             queries[split], qrels[split] = judgements.read(file, *asked, passage_rows, missing_passages)
@@ -104,20 +107,33 @@ def read_hub(name: str, revision: str | None = None, **settings) -> Corpus:
     Raises:
         InputError: the hub does not have it or cannot be reached.
     """
+    folder = _downloaded(name, revision)
+    log.info("%s: revision %s", name, folder.name)
+    return read_folder(str(folder), **settings)
+
+
+def at_hand(name: str, revision: str | None) -> None:
+    """Raise the InputError of :func:`read_hub` where a dataset was not downloaded before."""
+    _downloaded(name, revision, local_files_only=True)
+
+
+def _downloaded(name: str, revision: str | None, **how: Any) -> Path:
     patterns = ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "qrels/*"]
+
+    def folder(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns, **how)
+        )
+
     try:
-        folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
-        if not table_files(Path(folder), "corpus"):
-            also = [*patterns, "*.parquet"]
-            folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=also)
+        found = folder(patterns)
+        return found if table_files(found, "corpus") else folder([*patterns, "*.parquet"])
     except Exception as error:  # the hub's errors share no base class
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = (str(error).strip() or "no reason given").splitlines()[0].partition(". ")[0]
         raise InputError(
             f"corpus {name!r} could not be had from the Hugging Face hub ({type(error).__name__}: {reason}); "
             "use BEIR's own zip with data.zip=true, or a folder in BEIR's layout with data=beir data.path=FOLDER"
         ) from error
-    log.info("%s: revision %s", name, Path(folder).name)
-    return read_folder(folder, **settings)
 
 
 def read_zip(name: str, md5: str, **settings) -> Corpus:

@@ -1,4 +1,4 @@
-"""Qrels files: BEIR's ``.tsv`` and mteb's ``.jsonl``."""
+"""Qrels files: BEIR's ``.tsv``, mteb's ``.jsonl``, and Parquet; in the latter two a judgement without a grade has 1."""
 
 from __future__ import annotations
 
@@ -87,7 +87,12 @@ def _judgements(file: Path) -> Iterator[tuple[int, str, str, int]]:
     if file.suffix != ".tsv":
         for number, record in json_objects(file):
             try:
-                yield number, str(record["query-id"]), str(record["corpus-id"]), _whole(record["score"])
+                yield (
+                    number,
+                    str(record["query-id"]),
+                    str(record["corpus-id"]),
+                    _whole(record.get("score", 1)),
+                )
             except (KeyError, ValueError, TypeError, OverflowError) as error:
                 raise InputError(
                     f"{file}:{number}: query-id, corpus-id and a whole score are needed"

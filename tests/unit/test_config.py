@@ -47,7 +47,12 @@ def composed(*overrides: str):
 def test_every_choice_composes_by_one_override(group, choice):
     config = composed(f"{group}={choice}")
     free = {
-        "data": {"beir": ["path"], "documents": ["path"], "mixture": ["members"]},
+        "data": {
+            "beir": ["path"],
+            "documents": ["path"],
+            "mixture": ["members"],
+            "nanobeir": ["name"],
+        },
         "student": {"custom": ["path", "pooling"]},
         "teacher": {"custom": ["path"], "ensemble": ["members"]},
         "generator": {"llama_cpp": ["path"], "openai": ["url", "model"], "openvino": ["path"]},

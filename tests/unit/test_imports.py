@@ -19,6 +19,8 @@ LAYERS = [
         "resident",
         "checks",
         "errors",
+        "folders",
+        "help",
         "tracking",
         "hub",
         "sweep",
@@ -36,6 +38,7 @@ LAYERS = [
     ["views"],
     ["synthetic"],
     ["pipeline"],
+    ["needed"],
     ["budget"],
     ["chain"],
     ["forecast"],
@@ -44,6 +47,8 @@ LAYERS = [
     ["parity"],
     ["bulk"],
     ["export", "index"],
+    ["evaluate", "mteb"],
+    ["__main__"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
@@ -66,6 +71,11 @@ CONFIGURED = (
     "scale.py",
     "checks.py",
     "errors.py",
+    "evaluate.py",
+    "folders.py",
+    "help.py",
+    "mteb.py",
+    "needed.py",
     "teacher/train.py",
 )
 

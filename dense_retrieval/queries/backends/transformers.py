@@ -81,7 +81,7 @@ class Transformers(Backend):
     @cached_property
     def files(self) -> Path:
         """The model's folder; downloaded if it must be."""
-        return model_folder(self.path, self.revision)
+        return model_folder(self.path, self.revision, "generator=files or querytype=human")
 
     @cached_property
     def _tokenizer(self) -> Any:

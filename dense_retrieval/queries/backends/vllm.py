@@ -61,7 +61,7 @@ class VLLM(Backend):
     @cached_property
     def files(self) -> Path:
         """The model's folder; downloaded if it must be."""
-        return model_folder(self.path, self.revision)
+        return model_folder(self.path, self.revision, "generator=files or querytype=human")
 
     @cached_property
     def _library(self) -> Any:
