@@ -19,12 +19,14 @@ from test_losses import (
 from dense_retrieval.evaluation.card import _truncated
 from dense_retrieval.evaluation.vectors import cut
 from dense_retrieval.groups.batch import collate
+from dense_retrieval.hub import dimension
 from dense_retrieval.losses.infonce import InfoNCE
 from dense_retrieval.losses.listwise import Listwise
 from dense_retrieval.losses.loss import Loss, require_dimensions
 from dense_retrieval.losses.margin_mse import MarginMSE
 from dense_retrieval.losses.ranknet import RankNet
 from dense_retrieval.records import Groups, InputError
+from dense_retrieval.stage import Counted
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.export import export
 from dense_retrieval.training.gradient_cache import backward
@@ -64,11 +66,8 @@ def test_each_term_is_the_sum_of_naive_loops(dimensions):
     batch = collate(groups, np.arange(6), 0.6)
     queries, by_id = embedded(6, 9), embedded(12, 9)
     expected = dict.fromkeys([*TERMS, "loss"], 0.0)
-    for dimension in dimensions:
-        short = [
-            [row[:dimension] / np.linalg.norm(row[:dimension]) for row in of.numpy()]
-            for of in (queries, by_id)
-        ]
+    for size in dimensions:
+        short = [[row[:size] / np.linalg.norm(row[:size]) for row in of.numpy()] for of in (queries, by_id)]
 
         def cosine(query: int, passage: int, short=short) -> float:
             return float(short[0][query] @ short[1][passage])
@@ -156,6 +155,14 @@ def test_other_dimensions_are_refused(dimensions):
         require_dimensions("student.matryoshka", dimensions, 384)
     require_dimensions("student.matryoshka", [384, 1], 384)
     require_dimensions("student.matryoshka", [], 384)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "d_model", "dim"])
+def test_the_size_of_embeddings_is_known_before_a_model_is_loaded(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps({name: 48}))
+    student = Counted()
+    student.path = tmp_path
+    assert dimension(student) == 48
 
 
 def test_an_exported_student_says_how_it_is_cut(encoder_folder, tmp_path):
