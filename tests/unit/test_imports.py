@@ -66,6 +66,7 @@ CONFIGURED = (
     "chain.py",
     "follow.py",
     "comparison/runs.py",
+    "comparison/settings.py",
     "schemas/",
     "config.py",
     "scale.py",
