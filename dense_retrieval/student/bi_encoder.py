@@ -1,7 +1,6 @@
 """The student: one transformer that embeds queries and passages."""
 
 import inspect
-import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,8 +15,6 @@ from dense_retrieval.records import InputError
 from dense_retrieval.student import sentence_folder
 from dense_retrieval.student.tokenizer import ends_texts, student_tokenizer
 from dense_retrieval.student.tokens import longest
-
-log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16")
 

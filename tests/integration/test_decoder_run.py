@@ -25,6 +25,7 @@ def overrides(command, decoder_folder) -> list[str]:
         "data.task='Given a star, find its planet'",
         "student.query_prefix='Instruct: ${data.task}\nQuery: '",
         "student.lora.rank=2",
+        "groups.dev_fraction=0",  # the last epoch's weights are kept
         "trainer.learning_rate=1e-2",
         "evaluation.headroom_queries=2",
         "logger=none",
@@ -34,7 +35,7 @@ def overrides(command, decoder_folder) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(run, overrides, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("decoder run")
+    folder = tmp_path_factory.mktemp("decoder_run")
     run(folder, *overrides)
     return folder
 
