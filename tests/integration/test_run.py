@@ -515,13 +515,14 @@ def test_a_typed_query_finds_what_the_run_found(finished, corpus, monkeypatch):
     }.items():
         ranked: dict[str, list] = {}
         for scored in ir_measures.read_trec_run(f"runs/first/{file}.trec"):
-            ranked.setdefault(scored.query_id, []).append((scored.score, texts[scored.doc_id]))
+            ranked.setdefault(scored.query_id, []).append((scored.score, scored.doc_id))
         for query, (text, found), (_, again) in zip(asked, by_run, by_model, strict=True):
             assert text == query["text"]
             best = sorted(ranked[query["_id"]], key=lambda pair: -pair[0])[:3]
             for one in (found[system], again[system]):
-                assert [t for _, t in one] == [t for _, t in best]
-                assert [s for s, _ in one] == pytest.approx([s for s, _ in best], abs=1e-5)
+                assert [hit.id for hit in one] == [passage for _, passage in best]
+                assert [hit.score for hit in one] == pytest.approx([s for s, _ in best], abs=1e-5)
+                assert all(hit.text.endswith(texts[hit.id]) for hit in one)
 
 
 def test_searching_from_the_shell(finished):

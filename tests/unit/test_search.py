@@ -1,6 +1,7 @@
 """Exact search against numpy; what a user who searches sees."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from dense_retrieval.candidates import dense
 from dense_retrieval.records import InputError
-from dense_retrieval.search import _model_of, beside_each_other
+from dense_retrieval.search import Hit, _model_of, beside_each_other
 
 
 def numpy_search(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,12 +69,41 @@ def test_few_passages_are_padded(n):
     assert (found.passages[:, n:] == -1).all() and (found.scores[:, n:] == -np.inf).all()
 
 
+def shown(query: str, found: dict[str, list[Hit]], width: int = 80) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(beside_each_other(query, found))
+    return [line.strip() for line in console.export_text().splitlines()]
+
+
 def test_brackets_are_shown():
-    found = {"BM25": [(1.0, "aspirin [in vivo] and [/b] in mice")]}
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(beside_each_other("a [/INST] query", found))
-    shown = console.export_text()
-    assert "a [/INST] query" in shown and "aspirin [in vivo] and [/b] in mice" in shown
+    found = {"BM25": [Hit(1.0, "[a]", "", "aspirin [in vivo] and [/b] in mice")]}
+    lines = shown("a [/INST] query", found)
+    assert "a [/INST] query" in lines[0] and any(line.startswith("[a]") for line in lines)
+    assert any("aspirin [in vivo] and [/b] in mice" in line for line in lines)
+
+
+def test_each_passage_once_with_its_ranks_and_scores():
+    """The tuned student's order, then what others found; file, part, title and heading of a document."""
+    kale = Hit(12.5, "kale.md#2", "Kale", "Kale\n## Growing it\n### In sand\nSow in May.")
+    rock = Hit(0.25, "rock", "", "Basalt is  a\nrock.")
+    found = {
+        "BM25": [kale, rock],
+        "untuned student": [Hit(0.5, "leaf", "Leaf", "Leaf. " + "green " * 50)],
+        "tuned student": [rock, replace(kale, score=0.125)],
+    }
+    lines = shown("how to sow", found)
+    assert max(map(len, lines)) <= 80
+    starts = {
+        name: next(n for n, line in enumerate(lines) if line.startswith(name))
+        for name in ("rock", "kale", "leaf")
+    }
+    assert list(starts.values()) == sorted(starts.values())
+    assert lines[starts["rock"]].split() == ["rock", "2", "0.250", "-", "1", "0.250"]
+    assert lines[starts["rock"] + 1] == "Basalt is a rock."
+    assert lines[starts["kale"]].startswith("kale.md#2  Kale › Growing it › In sand")
+    assert lines[starts["kale"]].split()[-5:] == ["1", "12.500", "-", "2", "0.125"]
+    assert "Sow in May." in lines and lines[starts["leaf"]].startswith("leaf  Leaf")
+    assert any(line.endswith("…") for line in lines)
 
 
 def run_with(folder, *overrides: str) -> None:
