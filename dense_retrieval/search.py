@@ -39,7 +39,7 @@ from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.nodes import student_settings
 from dense_retrieval.records import CandidateList, InputError
-from dense_retrieval.stage import Outside
+from dense_retrieval.stage import Built, Folder, Outside
 from dense_retrieval.store import Store
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def results(
     if "members" in config.data:
         raise InputError("data=mixture: search one of its corpora, data=NAME")
     store, corpus = Store(Path(config.cache_dir)), views.corpus_of(config)
-    weights = {UNTUNED: views.untuned(config), TUNED: Outside(model)}
+    weights = {UNTUNED: views.untuned(config), TUNED: _weights(model, store)}
     steps = {name: views.embedded(config, corpus, "passages", of) for name, of in weights.items()}
     index = views.bm25(config, corpus)
     store.build(corpus, index, *steps.values())
@@ -123,6 +123,14 @@ def results(
         for name, student in students.items():
             found[name] = search(_embed(student.cpu(), query), passages[name], top)
         yield query, {name: _best(of, table) for name, of in found.items()}
+
+
+def _weights(model: Path, store: Store) -> Folder[Path]:
+    """Those of a training that this cache holds have their embeddings there too, under its key."""
+    training = model.resolve().parent
+    if training.parent != store.root.resolve():
+        return Outside(model)
+    return Built(model, f"{training.name}/{model.name}", lambda path: path)
 
 
 def _model_of(folder: Path, overrides: list[str]) -> tuple[Path, list[str]]:

@@ -506,7 +506,9 @@ def test_a_typed_query_finds_what_the_run_found(finished, corpus, monkeypatch):
     texts = {p["_id"]: p["text"] for p in map(json.loads, (corpus / "corpus.jsonl").read_text().splitlines())}
     own = (finished / "runs/first/.hydra/overrides.yaml").read_text()
     overrides = [line.removeprefix("- ").strip("'") for line in own.splitlines()]
+    embedded = {*Path("cache").glob("embeddings-*")}
     by_run = list(results(Path("runs/first"), [], iter(q["text"] for q in asked), 3))
+    assert {*Path("cache").glob("embeddings-*")} == embedded  # those of the run
     by_model = list(results(Path("runs/first/model"), overrides, iter(q["text"] for q in asked), 3))
     for system, file in {
         "BM25": "BM25",

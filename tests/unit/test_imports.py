@@ -52,7 +52,7 @@ CONFIGURED = (
     "views.py",
     "chain.py",
     "follow.py",
-    "comparison/runs.py",
+    "comparison/settings.py",
     "schemas/",
     "config.py",
     "scale.py",
