@@ -118,11 +118,12 @@ def results(
     students = {
         name: instantiate(student_settings(config), path=str(of.path)) for name, of in weights.items()
     }
+    titled = config.data.text == "title_and_text"
     for query in queries:
         found = {"BM25": bm25.search([query], top)}
         for name, student in students.items():
             found[name] = search(_embed(student.cpu(), query), passages[name], top)
-        yield query, {name: _best(of, table) for name, of in found.items()}
+        yield query, {name: _best(of, table, titled) for name, of in found.items()}
 
 
 def _weights(model: Path, store: Store) -> Folder[Path]:
@@ -196,9 +197,15 @@ def _embed(student: BiEncoder, query: str) -> np.ndarray:
         return student.eval()(tokens["input_ids"], tokens["attention_mask"]).numpy()
 
 
-def _best(found: CandidateList, table: Dataset) -> list[Hit]:
-    rows, scores = found.passages[0], found.scores[0]
-    return [Hit(float(s), **table[int(row)]) for row, s in zip(rows, scores, strict=True) if row >= 0]
+def _best(found: CandidateList, table: Dataset, titled: bool) -> list[Hit]:
+    """With the title apart from the text, which begins with it if ``titled``."""
+    hits = []
+    for row, score in zip(found.passages[0], found.scores[0], strict=True):
+        if row >= 0:
+            passage = table[int(row)]
+            text = passage["text"].removeprefix(passage["title"]).lstrip() if titled else passage["text"]
+            hits.append(Hit(float(score), passage["id"], passage["title"], text))
+    return hits
 
 
 def beside_each_other(query: str, found: dict[str, list[Hit]]) -> Table:
@@ -224,16 +231,9 @@ def beside_each_other(query: str, found: dict[str, list[Hit]]) -> Table:
 
 
 def _shown(hit: Hit) -> Text:
-    """``guide.md#3  Installing › On a cluster`` in one line, the beginning of the text in others."""
-    text = hit.text.removeprefix(hit.title).lstrip(" .\n") if hit.title else hit.text
-    headings = []
-    while match := re.match(r"#+ +(.+)\n+", text):  # of a document's passage
-        headings.append(match[1])
-        text = text[match.end() :]
-    name = " › ".join(dict.fromkeys(filter(None, [hit.title, *headings])))
-    words = " ".join(text.split())
-    cut = words[:_CHARACTERS] + "…" * (len(words) > _CHARACTERS)
-    return Text.assemble((hit.id, "bold"), f"  {name}" if name else "", "\n", (cut, "dim"))
+    """``guide.md#3  Installing`` in one line, the beginning of the text in others."""
+    cut = hit.text[:_CHARACTERS] + "…" * (len(hit.text) > _CHARACTERS)
+    return Text.assemble((hit.id, "bold"), f"  {hit.title}" if hit.title else "", "\n", (cut, "dim"))
 
 
 if __name__ == "__main__":

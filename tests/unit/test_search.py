@@ -9,8 +9,8 @@ import yaml
 from rich.console import Console
 
 from dense_retrieval.candidates import dense
-from dense_retrieval.records import InputError
-from dense_retrieval.search import Hit, _model_of, beside_each_other
+from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.search import Hit, _best, _model_of, beside_each_other
 
 
 def numpy_search(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,27 +83,29 @@ def test_brackets_are_shown():
 
 
 def test_each_passage_once_with_its_ranks_and_scores():
-    """The tuned student's order, then what others found; file, part, title and heading of a document."""
-    kale = Hit(12.5, "kale.md#2", "Kale", "Kale\n## Growing it\n### In sand\nSow in May.")
-    rock = Hit(0.25, "rock", "", "Basalt is  a\nrock.")
+    """The tuned student's order, then what others found."""
+    kale, rock = Hit(12.5, "kale.md#2", "Kale", "## Growing it Sow in May."), Hit(0.25, "rock", "", "Basalt.")
     found = {
         "BM25": [kale, rock],
-        "untuned student": [Hit(0.5, "leaf", "Leaf", "Leaf. " + "green " * 50)],
+        "untuned student": [Hit(0.5, "leaf", "Leaf", "green " * 50)],
         "tuned student": [rock, replace(kale, score=0.125)],
     }
     lines = shown("how to sow", found)
     assert max(map(len, lines)) <= 80
-    starts = {
-        name: next(n for n, line in enumerate(lines) if line.startswith(name))
-        for name in ("rock", "kale", "leaf")
-    }
-    assert list(starts.values()) == sorted(starts.values())
-    assert lines[starts["rock"]].split() == ["rock", "2", "0.250", "-", "1", "0.250"]
-    assert lines[starts["rock"] + 1] == "Basalt is a rock."
-    assert lines[starts["kale"]].startswith("kale.md#2  Kale › Growing it › In sand")
-    assert lines[starts["kale"]].split()[-5:] == ["1", "12.500", "-", "2", "0.125"]
-    assert "Sow in May." in lines and lines[starts["leaf"]].startswith("leaf  Leaf")
-    assert any(line.endswith("…") for line in lines)
+    starts = [next(n for n, line in enumerate(lines) if line.startswith(i)) for i in ("rock", "kale", "leaf")]
+    assert starts == sorted(starts)
+    assert lines[starts[0]].split() == ["rock", "2", "0.250", "-", "1", "0.250"]
+    assert lines[starts[0] + 1] == "Basalt."
+    assert lines[starts[1]].split() == ["kale.md#2", "Kale", "1", "12.500", "-", "2", "0.125"]
+    assert lines[starts[1] + 1] == "## Growing it Sow in May."
+    assert lines[starts[2]].startswith("leaf  Leaf") and any(line.endswith("…") for line in lines)
+
+
+@pytest.mark.parametrize(("titled", "text"), [(True, "Blue is a colour."), (False, "Blue is a colour.")])
+def test_the_title_stands_apart_from_the_text(titled, text):
+    passage = {"id": "b", "title": "Blue", "text": f"Blue {text}" if titled else text}
+    found = CandidateList(np.array([[0, -1]]), np.array([[0.5, -np.inf]], np.float32))
+    assert _best(found, [passage], titled) == [Hit(0.5, "b", "Blue", text)]
 
 
 def run_with(folder, *overrides: str) -> None:
