@@ -292,7 +292,7 @@ def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
     if chain.student.key not in store.built - before:
         replay(training, tracker.log)
     summary = json.loads((training / "training.json").read_text())
-    log.info("loss: %s", summary["loss"])
+    log.info("loss: %s", report.formula(summary["loss"]["terms"]))
     n_dev = sum(int(store.load(of.groups).dev.sum()) for of in chain.labels.values())
     if 0 < n_dev < _ENOUGH_DEV and summary["epochs"] > 1:
         log.warning(

@@ -1,7 +1,8 @@
 """python -m dense_retrieval.search MODEL_OR_RUN [OVERRIDE...]: type a query, see what three systems find.
 
-BM25, the untuned and the tuned student stand beside each other. A run, or its ``model/``, is searched with the
-run's settings, another model's folder with those of the overrides (``data=fiqa student=bge_base``).
+Each passage that one of them finds is shown once, with its rank and score by BM25, the untuned and the tuned student.
+A run, or its ``model/``, is searched with the run's settings, another model's folder with those of the overrides
+(``data=fiqa student=bge_base``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dense_retrieval import views
 from dense_retrieval.candidates.dense import search
@@ -40,13 +43,25 @@ from dense_retrieval.stage import Built, Folder, Outside, Step
 from dense_retrieval.store import Store
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from dense_retrieval.student.bi_encoder import BiEncoder
 
 log = logging.getLogger(__name__)
 
-_CHARACTERS = 160  # of a passage, shown
+_CHARACTERS = 240  # of a passage, shown
 # What searching depends on; a run's other overrides are not taken.
 _SEARCHED = {"data", "student", "retriever", "evaluation", "experiment", "precision", "device", "cache_dir"}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a system found."""
+
+    score: float
+    id: str
+    title: str
+    text: str
 
 
 def main() -> None:
@@ -80,8 +95,8 @@ def _typed() -> Iterator[str]:
 
 def results(
     folder: Path, overrides: list[str], queries: Iterator[str], top: int
-) -> Iterator[tuple[str, dict[str, list[tuple[float, str]]]]]:
-    """For each query as it comes, system -> scores and texts of its best passages.
+) -> Iterator[tuple[str, dict[str, list[Hit]]]]:
+    """For each query as it comes, system -> its best passages.
 
     Raises:
         InputError: no such model or run; a mixture without ``data=`` of one corpus.
@@ -93,16 +108,25 @@ def results(
     steps = {name: views.embedded(config, corpus, "passages", of) for name, of in weights.items()}
     index = views.bm25(config, corpus)
     store.build(corpus, index, *steps.values())
-    texts, bm25 = store.load(corpus).passages["text"], store.load(index)
+    table, bm25 = store.load(corpus).passages, store.load(index)
     passages = {name: store.load(step) for name, step in steps.items()}
     students = {
         name: instantiate(student_settings(config), path=str(model.path)) for name, model in weights.items()
     }
+    titled = config.data.text == "title_and_text"
     for query in queries:
         found = {"BM25": bm25.search([query], top)}
         for name, student in students.items():
             found[name] = search(_embed(student.cpu(), query), passages[name], top)
-        yield query, {name: _best(of, texts) for name, of in found.items()}
+        yield query, {name: _best(of, table, titled) for name, of in found.items()}
+
+
+def _weights(model: Path, store: Store) -> Folder[Path]:
+    """Those of a training that this cache holds have their embeddings there too, under its key."""
+    training = model.resolve().parent
+    if training.parent != store.root.resolve():
+        return Outside(model)
+    return Built(model, f"{training.name}/{model.name}", lambda path: path)
 
 
 @dataclass(frozen=True)
@@ -129,11 +153,8 @@ def opened(folder: Path, overrides: list[str]) -> Opened:
     check(config)
     if "members" in config.data:
         raise InputError("data=mixture: choose one of its corpora, data=NAME")
-    in_cache = (
-        model.parent / "stage.json"
-    ).is_file()  # then named as in the run, which embedded all passages
-    weights = Built(model, f"{model.parent.name}/{model.name}", Path) if in_cache else Outside(model)
-    return Opened(folder, config, Store(Path(config.cache_dir)), views.corpus_of(config), weights)
+    store = Store(Path(config.cache_dir))
+    return Opened(folder, config, store, views.corpus_of(config), _weights(model, store))
 
 
 def _run_of(folder: Path) -> Path:
@@ -205,24 +226,43 @@ def _embed(student: BiEncoder, query: str) -> np.ndarray:
         return student.eval()(tokens["input_ids"], tokens["attention_mask"]).numpy()
 
 
-def _best(found: CandidateList, texts: Any) -> list[tuple[float, str]]:
-    rows, scores = found.passages[0], found.scores[0]
-    return [(float(s), texts[int(row)]) for row, s in zip(rows, scores, strict=True) if row >= 0]
+def _best(found: CandidateList, table: Dataset, titled: bool) -> list[Hit]:
+    """With the title apart from the text, which begins with it if ``titled``."""
+    hits = []
+    for row, score in zip(found.passages[0], found.scores[0], strict=True):
+        if row >= 0:
+            passage = table[int(row)]
+            text = passage["text"].removeprefix(passage["title"]).lstrip() if titled else passage["text"]
+            hits.append(Hit(float(score), passage["id"], passage["title"], text))
+    return hits
 
 
-def beside_each_other(query: str, found: dict[str, list[tuple[float, str]]]) -> Table:
-    """A column a system, a line a rank."""
-    table = Table(title=escape(query), show_lines=True)
-    table.add_column("")
+def beside_each_other(query: str, found: dict[str, list[Hit]]) -> Table:
+    """A line a passage, the last system's best first; a column a system, with rank and score."""
+    ranks = {name: {hit.id: rank for rank, hit in enumerate(of, 1)} for name, of in found.items()}
+    hits = {hit.id: hit for of in found.values() for hit in of}
+    nowhere = len(hits) + 1
+    last, *others = [*ranks.values()][::-1]
+    order = sorted(
+        hits, key=lambda i: (last.get(i, nowhere), min((of.get(i, nowhere) for of in others), default=0))
+    )
+    table = Table(title=escape(query), box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    table.add_column("passage", ratio=1)
     for name in found:
-        table.add_column(name, ratio=1)
-    for rank in range(max(map(len, found.values()), default=0)):
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for i in order:
         cells = [
-            f"{of[rank][0]:.3f} {escape(of[rank][1][:_CHARACTERS])}" if rank < len(of) else ""
-            for of in found.values()
+            f"{ranks[name][i]}  {of[ranks[name][i] - 1].score:.3f}" if i in ranks[name] else "-"
+            for name, of in found.items()
         ]
-        table.add_row(str(rank + 1), *cells)
+        table.add_row(_shown(hits[i]), *cells)
     return table
+
+
+def _shown(hit: Hit) -> Text:
+    """``guide.md#3  Installing`` in one line, the beginning of the text in others."""
+    cut = hit.text[:_CHARACTERS] + "…" * (len(hit.text) > _CHARACTERS)
+    return Text.assemble((hit.id, "bold"), f"  {hit.title}" if hit.title else "", "\n", (cut, "dim"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -121,7 +121,13 @@ class Store:
             gc.collect()  # a trainer and its module hold each other, and the module a student
             _finish(partial, self.root / step.key, step.made_from, dict(counts), took)
             self.built.add(step.key)
-        log.info("%s: built in %.0f s %s", step.stage.name, took["seconds"], counts or "")
+        log.info("%s: built in %.0f s%s", step.stage.name, took["seconds"], _said(counts))
+
+
+def _said(counts: Mapping[str, Any]) -> str:
+    """``: passages 2,332, best epoch 1``; what is counted by type is said elsewhere."""
+    numbers = {name.replace("_", " "): of for name, of in counts.items() if isinstance(of, int | float)}
+    return f": {', '.join(f'{name} {of:,}' for name, of in numbers.items())}" if numbers else ""
 
 
 def _finish(partial: Path, done: Path, made_from: dict[str, Any], counts: dict, took: dict) -> None:

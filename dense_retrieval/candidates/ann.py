@@ -10,6 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from dense_retrieval.candidates.dense import in_parts, search
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.stage import Counts, Folder, stage
 
@@ -133,7 +134,7 @@ def approximate(index: Any, queries: np.ndarray, k: int, probed: int | None = No
         how.efSearch = max(_SEARCH_WIDTH, 2 * k)
     rows, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, dtype=np.float32)
     starts = range(0, len(queries), _QUERIES_AT_ONCE)
-    for start in track(starts, "search", transient=True, disable=len(starts) < 2):
+    for start in track(starts, "search", transient=True, disable=len(starts) < 2 or unwatched()):
         part = slice(start, start + _QUERIES_AT_ONCE)
         asked = np.ascontiguousarray(queries[part], dtype=np.float32)
         scores[part], rows[part] = index.search(asked, k, params=how)

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from dense_retrieval.candidates import postings
 from dense_retrieval.candidates.build import write_index
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import CandidateList, InputError
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates
@@ -89,7 +90,9 @@ class BM25:
         threads = min(len(os.sched_getaffinity(0)), max(1, _BYTES // (8 * self._index.n)))
         with ThreadPoolExecutor(threads) as pool:
             done = pool.map(search, starts)
-            for _ in track(done, "BM25", len(starts), transient=True, disable=len(starts) == 1):
+            for _ in track(
+                done, "BM25", len(starts), transient=True, disable=len(starts) == 1 or unwatched()
+            ):
                 pass
         return found
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.progress import Progress
 
 from dense_retrieval.executor import HERE, Advance, Compute, Executor, even
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import CandidateList
 
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it narrates
@@ -108,7 +109,7 @@ def search(
     parts = [rows for rows in even(len(passages), _at_once(passages)) if len(rows)]
     # FAISS uses all cores of a machine by itself.
     place = device if device.startswith("cuda") else None
-    with Progress(transient=True, disable=len(parts) < 2) as progress:
+    with Progress(transient=True, disable=len(parts) < 2 or unwatched()) as progress:
         bar = progress.add_task("search", total=len(passages))
         with executor.workers(load, place) as computed:
             for _, found in computed(enumerate(parts), partial(progress.advance, bar)):

@@ -59,7 +59,7 @@ def curves(comparison: Comparison, corpus: str) -> list[dict[str, Any]]:
             chart = altair.Chart(pandas.DataFrame(points)).mark_line(point=len(points) < 200)
             legend = altair.Legend(symbolLimit=60)
             chart = chart.encode(
-                x=altair.X(f"{x}:{kind}", axis=altair.Axis(format="d")),
+                x=altair.X(f"{x}:{kind}", axis=altair.Axis(format="d", tickMinStep=1)),
                 y=altair.Y("loss:Q", title=title, scale=altair.Scale(zero=False)),
                 color=altair.Color("name:N", title=None, legend=legend),
                 strokeDash=altair.StrokeDash("name:N", title=None, legend=legend, scale=_DASHES),

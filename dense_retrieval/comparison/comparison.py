@@ -200,7 +200,14 @@ class Comparison:
                     f"baseline {self.baseline!r}: no run has it; there are "
                     + ", ".join([*sorted(systems - {TUNED}), known]).rstrip(", ")
                 )
-        return [self._baseline_of(line, TUNED, changed) for line in self.lines]
+        found = [self._baseline_of(line, TUNED, changed) for line in self.lines]
+        tuned = [(line, of) for line, of in zip(self.lines, found, strict=True) if line.system == TUNED]
+        if all(of is None or of is line for line, of in tuned):
+            raise InputError(
+                f"baseline {self.baseline!r}: no run differs from another in this alone; give all settings in which "
+                f"they differ, of {', '.join(self.columns)}: 'loss=infonce trainer.learning_rate=0.0001'"
+            )
+        return found
 
     def _baseline_of(self, line: Line, system: str, changed: dict[str, str]) -> Line | None:
         """The one line of a system that has the settings of ``line`` but for the changed ones."""

@@ -150,12 +150,14 @@ def _one(comparison: Comparison, corpus: str, labels: dict[str, str]) -> Table:
     return shown
 
 
-def _key(of: list[tuple[str, str]]) -> list[Table]:
+def _key(of: list[tuple[str, str]]) -> list[RenderableType]:
     """What stands for what; nothing where nothing does."""
-    grid = Table.grid("", "", padding=(0, 2))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for label, meaning in of:
         grid.add_row(escape(label), escape(meaning))
-    return [grid] if of else []
+    return [grid, ""] if of else []
 
 
 def markdown(comparison: Comparison) -> str:

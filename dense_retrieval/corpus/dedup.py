@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 from dense_retrieval.corpus.text import without_title
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import Corpus
 from dense_retrieval.stage import Counts, Folder, stage
 
@@ -69,7 +70,7 @@ def duplicates(passages: Dataset, *, titled: bool = False, neighbours: int = NEI
     n = len(passages)
     keys = {False: np.empty(n, dtype=f"S{_KEY}"), True: np.empty(n, dtype=f"S{_KEY}")}
     stays = np.ones(n, dtype=bool)
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=unwatched()) as progress:
         bar = progress.add_task("duplicate passages", total=3 * n)
         read = partial(_texts, passages, titled, progress, bar)
         for rows, texts in read(np.arange(n)):

@@ -60,7 +60,7 @@ def model_card(
         "data": named("data"),
         "querytypes": ", ".join(settings["querytype"]["types"]),
         "teacher": named("teacher"),
-        "formula": _formula(facts["loss"]["terms"]),
+        "formula": report.formula(facts["loss"]["terms"]),
         "tested": table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus"),
         "results": _results(rows, verdicts, smaller, curves),
         "untuned": f"{table.QUERIES_ALONE}, and an index of `{named('student')}` stays as it is.\n\n"
@@ -181,16 +181,3 @@ def _metric(name: str) -> str:
     """
     measure, _, cutoff = name.partition("@")
     return "_at_".join(filter(None, (_METRICS.get(measure, measure.lower()), cutoff)))
-
-
-def _formula(terms: Mapping[str, Mapping[str, Any]]) -> str:
-    """``1 x listwise (student_temperature 0.06, teacher_temperature 0.054) + 0.1 x infonce (temperature 0.01)``"""
-    parts = []
-    for name, term in terms.items():
-        settings = [
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in term.items()
-            if key != "weight"
-        ]
-        parts.append(f"{term['weight']:g} x {name}" + f" ({', '.join(settings)})" * bool(settings))
-    return " + ".join(parts)

@@ -56,24 +56,47 @@ def write(
 
 
 def yields(counts: Mapping[str, Mapping[str, Any]]) -> str:
-    """``claim: 154 generated > 121 cleaned > 50 drawn > 48 retriever filter > …``, a line a query type,
-    and what cleaning dropped."""
-    lines = []
-    for name, steps in counts.items():
-        chain = " > ".join(f"{n} {step}" for step, n in steps.items() if step != "dropped")
-        dropped = ", ".join(f"{n} {reason}" for reason, n in steps.get("dropped", {}).items())
-        lines.append(f"  {name}: {chain}" + f" (dropped: {dropped})" * bool(dropped))
-    return "\n".join(lines)
+    """How many queries are left after each step, a line a query type, and what cleaning dropped."""
+    steps = list(dict.fromkeys(step for of in counts.values() for step in of if step != "dropped"))
+    lines = {name: [str(of.get(step, "")) for step in steps] for name, of in counts.items()}
+    dropped: dict[str, int] = {}
+    for of in counts.values():
+        for reason, n in of.get("dropped", {}).items():
+            dropped[reason] = dropped.get(reason, 0) + n
+    most_first = sorted(dropped.items(), key=lambda item: -item[1])
+    reasons = ", ".join(f"{n} {reason}" for reason, n in most_first)
+    return _aligned(steps, lines) + f"\ncleaning dropped {reasons}" * bool(reasons)
 
 
 def difficulty(profiles: Mapping[str, Mapping[str, float]]) -> str:
-    """``claim: 50 queries, 0.97 first by BM25, 0.93 first by the student, 0.81 of their words in the passage``, ..."""
-    return "\n".join(
-        f"  {name}: {of['queries']} queries, {of['first by BM25']:.2f} first by BM25, "
-        f"{of['first by the student']:.2f} first by the student, {of['words in common']:.2f} of their words in the "
-        "passage"
+    """Of the queries of each type the share that BM25 and the student rank first, and of their words the share that
+    stands in the passage."""
+    measures = list(dict.fromkeys(measure for of in profiles.values() for measure in of))
+    lines = {
+        name: [f"{of[m]:.2f}" if isinstance(of[m], float) else f"{of[m]:,}" for m in measures]
         for name, of in profiles.items()
+    }
+    return _aligned(measures, lines)
+
+
+def _aligned(header: Sequence[str], lines: Mapping[str, Sequence[str]]) -> str:
+    """Right-aligned columns under headers of two lines, each line with its name in front."""
+    above, under = zip(*map(_halves, header), strict=True)
+    table = {" ": above, "query type": under, **lines}
+    widths = [max(len(of[column]) for of in table.values()) for column in range(len(header))]
+    first = max(map(len, table))
+    rows = (
+        [f"{name:{first}}", *(f"{cell:>{width}}" for cell, width in zip(of, widths, strict=True))]
+        for name, of in table.items()
     )
+    return "\n".join(" ".join(row).rstrip() for row in rows)
+
+
+def _halves(name: str) -> tuple[str, str]:
+    """Cut at the space nearest to the middle; without one all is below."""
+    spaces = [position for position, c in enumerate(name) if c == " "]
+    cut = min(spaces, key=lambda position: abs(2 * position - len(name)), default=-1)
+    return name[: max(cut, 0)], name[cut + 1 :]
 
 
 def curve(points: Sequence[Point]) -> str:
@@ -113,3 +136,16 @@ def copy_model(trained: Path, folder: Path, card: str, query_length: int | None)
         write_lengths(partial, query_length, passage_length(trained))
     written_through(partial)
     os.replace(partial, folder)
+
+
+def formula(terms: Mapping[str, Mapping[str, Any]]) -> str:
+    """``1 x listwise (student_temperature 0.06, teacher_temperature 0.054) + 0.1 x infonce (temperature 0.01)``"""
+    parts = []
+    for name, term in terms.items():
+        settings = [
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in term.items()
+            if key != "weight"
+        ]
+        parts.append(f"{term['weight']:g} x {name}" + f" ({', '.join(settings)})" * bool(settings))
+    return " + ".join(parts)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from dense_retrieval.evaluation import significance
@@ -84,7 +85,12 @@ def markdown(table: list[SystemRow]) -> str:
 
 
 def terminal(table: list[SystemRow], title: str) -> Table:
-    shown = Table(title=title, caption="differences and p-values (paired t-test) to the untuned student")
+    shown = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption="differences and p-values (paired t-test) to the untuned student",
+    )
     header, *body = cells(table)
     for name in header:
         shown.add_column(name, justify="right" if name == "queries" else "left")
@@ -97,7 +103,12 @@ def by_querytype(heldout: dict[str, list[SystemRow]], title: str) -> Table:
     """The main metric of each system, a line a query type."""
     first = next(iter(heldout.values()))
     main = first[0].main
-    shown = Table(title=title, caption=f"{main}; differences to the untuned student, paired t-test")
+    shown = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"{main}; differences to the untuned student, paired t-test",
+    )
     for name in ("query type", "queries", *(row.system for row in first)):
         shown.add_column(name)
     for kind, line in heldout.items():

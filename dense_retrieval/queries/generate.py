@@ -12,6 +12,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dense_retrieval.memo import Memo, key
+from dense_retrieval.progress import unwatched
 from dense_retrieval.queries.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def generate(backend: Backend, memo: Memo, asked: Sequence[Request], of: str = "
         TimeRemainingColumn(),
         TextColumn("{task.fields[speed]}"),
         transient=True,
+        disable=unwatched(),
     ) as progress:
         bar = progress.add_task(f"writing {of}", total=len(missing), speed="")
         start, said, n, prefilled, written = time.perf_counter(), 0.0, 0, 0, 0

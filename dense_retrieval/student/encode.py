@@ -14,6 +14,7 @@ from rich.progress import Progress
 from dense_retrieval.batching import halved, out_of_memory, pack
 from dense_retrieval.executor import HERE, Advance, Compute, Executor, Load, in_shards, remove_shards
 from dense_retrieval.hub import dimension
+from dense_retrieval.progress import unwatched
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.student.engine import Forward, by_file, by_torch
 from dense_retrieval.student.tokens import Tokens
@@ -130,7 +131,7 @@ def encode_by(
     order = np.argsort(-lengths, kind="stable")
     shard_of = np.cumsum(lengths[order]) // _TOKENS_A_SHARD
     parts = np.split(order, np.flatnonzero(np.diff(shard_of)) + 1)
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=unwatched()) as progress:
         bar = progress.add_task(label, total=int(lengths.sum()))
         advance = partial(progress.advance, bar)
         shards = in_shards(folder, parts, load, executor=executor, device=device, advance=advance)

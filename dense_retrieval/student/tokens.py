@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from dense_retrieval.executor import HERE, Advance, Compute, Executor, even, in_shards, remove_shards
 from dense_retrieval.hub import ENCODER, read_json, transformer_folder
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.stage import Counted, Counts, Folder, stage
 from dense_retrieval.student.tokenizer import student_tokenizer
@@ -108,7 +109,7 @@ def tokenize(
         return [prefix + text for text in texts[int(rows[0]) : int(rows[-1]) + 1]]
 
     parts = [rows for rows in even(len(texts), _TEXTS_A_SHARD) if len(rows)]
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=unwatched()) as progress:
         advance = partial(progress.advance, progress.add_task("tokens", total=len(texts)))
         where: dict[str, Any] = {"executor": executor, "device": None, "advance": advance}
         shards = in_shards(folder, parts, _Tokenise(tokenizer, max_length), shard=prefixed, **where)

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from dense_retrieval.batching import halved, out_of_memory, pack
 from dense_retrieval.executor import HERE, Advance, Compute, Executor, even
 from dense_retrieval.memo import Memo, key
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import CandidateList, InputError
 
 if TYPE_CHECKING:
@@ -176,7 +177,10 @@ def _score_some(
 
     parts = even(len(missing), _PAIRS_AT_ONCE)
     shards = ((n, pairs_of(missing[part])) for n, part in enumerate(parts))
-    with Progress(transient=True) as progress, executor.workers(load, device) as computed:
+    with (
+        Progress(transient=True, disable=unwatched()) as progress,
+        executor.workers(load, device) as computed,
+    ):
         bar = progress.add_task(label, total=len(missing))
         for number, values in computed(shards, partial(progress.advance, bar)):
             part = missing[parts[number]]

@@ -26,6 +26,7 @@ from dense_retrieval.candidates.dense import search
 from dense_retrieval.config import TeacherTraining
 from dense_retrieval.errors import command
 from dense_retrieval.matmul import fastest_matmul
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import CandidateList, InputError
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
@@ -119,7 +120,7 @@ def fit(
         optimizer, learning_rate, total_steps=len(batches), pct_start=warm_up, anneal_strategy="linear"
     )
     losses = []
-    for batch in track(batches, "training the teacher"):
+    for batch in track(batches, "training the teacher", disable=unwatched()):
         rows = groups[batch].ravel()
         pair_queries = [queries[int(q)] for q in np.repeat(batch, groups.shape[1])]
         logits = _logits(teacher, pair_queries, [passages[int(p)] for p in rows], max_tokens)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_model
@@ -20,7 +19,9 @@ from torch.multiprocessing import ProcessRaisedException
 
 from dense_retrieval import ranks
 from dense_retrieval.groups.datamodule import GroupsDataModule
+from dense_retrieval.progress import unwatched
 from dense_retrieval.records import InputError
+from dense_retrieval.training.bar import Bar
 from dense_retrieval.training.curves import replay
 from dense_retrieval.training.devices import lightning
 from dense_retrieval.training.module import DistillationModule
@@ -81,7 +82,8 @@ def fit(
         accelerator=accelerator,
         **lightning(here, devices, accelerator),
         use_distributed_sampler=False,
-        callbacks=[selection, RichProgressBar()],
+        callbacks=[selection, *([] if unwatched() else [Bar()])],
+        enable_progress_bar=not unwatched(),
         logger=[curves, *([Curves(log)] if log and not spawned else [])],
         enable_checkpointing=False,
         enable_model_summary=False,

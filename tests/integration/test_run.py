@@ -509,7 +509,9 @@ def test_a_typed_query_finds_what_the_run_found(finished, corpus, monkeypatch):
     texts = {p["_id"]: p["text"] for p in map(json.loads, (corpus / "corpus.jsonl").read_text().splitlines())}
     own = (finished / "runs/first/.hydra/overrides.yaml").read_text()
     overrides = [line.removeprefix("- ").strip("'") for line in own.splitlines()]
+    embedded = {*Path("cache").glob("embeddings-*")}
     by_run = list(results(Path("runs/first"), [], iter(q["text"] for q in asked), 3))
+    assert {*Path("cache").glob("embeddings-*")} == embedded  # those of the run
     by_model = list(results(Path("runs/first/model"), overrides, iter(q["text"] for q in asked), 3))
     for system, file in {
         "BM25": "BM25",
@@ -518,13 +520,14 @@ def test_a_typed_query_finds_what_the_run_found(finished, corpus, monkeypatch):
     }.items():
         ranked: dict[str, list] = {}
         for scored in ir_measures.read_trec_run(f"runs/first/{file}.trec"):
-            ranked.setdefault(scored.query_id, []).append((scored.score, texts[scored.doc_id]))
+            ranked.setdefault(scored.query_id, []).append((scored.score, scored.doc_id))
         for query, (text, found), (_, again) in zip(asked, by_run, by_model, strict=True):
             assert text == query["text"]
             best = sorted(ranked[query["_id"]], key=lambda pair: -pair[0])[:3]
             for one in (found[system], again[system]):
-                assert [t for _, t in one] == [t for _, t in best]
-                assert [s for s, _ in one] == pytest.approx([s for s, _ in best], abs=1e-5)
+                assert [hit.id for hit in one] == [passage for _, passage in best]
+                assert [hit.score for hit in one] == pytest.approx([s for s, _ in best], abs=1e-5)
+                assert all(hit.text.endswith(texts[hit.id]) for hit in one)
 
 
 def test_searching_from_the_shell(finished):

@@ -543,6 +543,12 @@ def test_every_setting_that_differs_is_shown(tmp_path):
     assert re.search(r"^3 +loss=listwise teacher\.members\.0\.weights=1", text, re.MULTILINE)
     assert "loss=listwise  loss.listwise_weight=1.0" in text
     assert "`loss=infonce` is `loss.listwise_weight=0.0`" in tables.markdown(found)
+    with pytest.raises(
+        InputError, match="no run differs from another in this alone; give all settings in which"
+    ):
+        comparison(tmp_path, "loss=infonce")
+    both = "loss=infonce teacher.members.0.weights=0 trainer.learning_rate=0.0001"
+    assert comparison(tmp_path, both).table.set_index("name")["difference"].notna().any()
 
 
 def test_runs_that_differ_in_nothing_but_where_they_were_are_seeds(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dense_retrieval"
 LAYERS = [
-    ["records", "batching", "executor", "processes", "ray_executor", "matmul", "losses"],
+    ["records", "progress", "batching", "executor", "processes", "ray_executor", "matmul", "losses"],
     [
         "stage",
         "store",

@@ -1,6 +1,7 @@
 """Exact search against numpy; what a user who searches sees."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import yaml
 from rich.console import Console
 
 from dense_retrieval.candidates import dense
-from dense_retrieval.records import InputError
-from dense_retrieval.search import _model_of, beside_each_other
+from dense_retrieval.records import CandidateList, InputError
+from dense_retrieval.search import Hit, _best, _model_of, beside_each_other
 
 
 def numpy_search(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,12 +69,43 @@ def test_few_passages_are_padded(n):
     assert (found.passages[:, n:] == -1).all() and (found.scores[:, n:] == -np.inf).all()
 
 
+def shown(query: str, found: dict[str, list[Hit]], width: int = 80) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(beside_each_other(query, found))
+    return [line.strip() for line in console.export_text().splitlines()]
+
+
 def test_brackets_are_shown():
-    found = {"BM25": [(1.0, "aspirin [in vivo] and [/b] in mice")]}
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(beside_each_other("a [/INST] query", found))
-    shown = console.export_text()
-    assert "a [/INST] query" in shown and "aspirin [in vivo] and [/b] in mice" in shown
+    found = {"BM25": [Hit(1.0, "[a]", "", "aspirin [in vivo] and [/b] in mice")]}
+    lines = shown("a [/INST] query", found)
+    assert "a [/INST] query" in lines[0] and any(line.startswith("[a]") for line in lines)
+    assert any("aspirin [in vivo] and [/b] in mice" in line for line in lines)
+
+
+def test_each_passage_once_with_its_ranks_and_scores():
+    """The tuned student's order, then what others found."""
+    kale, rock = Hit(12.5, "kale.md#2", "Kale", "## Growing it Sow in May."), Hit(0.25, "rock", "", "Basalt.")
+    found = {
+        "BM25": [kale, rock],
+        "untuned student": [Hit(0.5, "leaf", "Leaf", "green " * 50)],
+        "tuned student": [rock, replace(kale, score=0.125)],
+    }
+    lines = shown("how to sow", found)
+    assert max(map(len, lines)) <= 80
+    starts = [next(n for n, line in enumerate(lines) if line.startswith(i)) for i in ("rock", "kale", "leaf")]
+    assert starts == sorted(starts)
+    assert lines[starts[0]].split() == ["rock", "2", "0.250", "-", "1", "0.250"]
+    assert lines[starts[0] + 1] == "Basalt."
+    assert lines[starts[1]].split() == ["kale.md#2", "Kale", "1", "12.500", "-", "2", "0.125"]
+    assert lines[starts[1] + 1] == "## Growing it Sow in May."
+    assert lines[starts[2]].startswith("leaf  Leaf") and any(line.endswith("…") for line in lines)
+
+
+@pytest.mark.parametrize(("titled", "text"), [(True, "Blue is a colour."), (False, "Blue is a colour.")])
+def test_the_title_stands_apart_from_the_text(titled, text):
+    passage = {"id": "b", "title": "Blue", "text": f"Blue {text}" if titled else text}
+    found = CandidateList(np.array([[0, -1]]), np.array([[0.5, -np.inf]], np.float32))
+    assert _best(found, [passage], titled) == [Hit(0.5, "b", "Blue", text)]
 
 
 def run_with(folder, *overrides: str) -> None:
