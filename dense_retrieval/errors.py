@@ -60,7 +60,7 @@ def command(
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     doc = sys.modules[task.__module__].__doc__ or ""
                     given = [word for word in sys.argv[1:] if not word.startswith("-")]
-                    print(help.text(config_name, schema, doc, given, shown))
+                    _show(help.text(config_name, schema, doc, given, shown))
                 else:
                     start()
             except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -74,6 +74,14 @@ def command(
         return main
 
     return decorate
+
+
+def _show(text: str) -> None:
+    """Print; where the reader goes early, as ``head`` does, that is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
 
 
 def one_line_errors(task: Callable[[Any], float | None]) -> Callable[[Any], float | None]:

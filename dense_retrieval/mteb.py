@@ -51,9 +51,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        settings: Any = OmegaConf.merge(
-            OmegaConf.structured(Settings), OmegaConf.from_dotlist(given.settings)
-        )
+        settings = _settings(given.settings)
         output = Path(settings.output or given.folder / "mteb")
         tasks = tasks_of(list(settings.tasks), settings.benchmark)
         found = evaluate(given.folder, tasks, output, settings.batch_size, settings.device)

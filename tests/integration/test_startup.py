@@ -37,7 +37,12 @@ def imported(folder: Path, *command: str) -> set[str]:
 @pytest.mark.parametrize(
     "command",
     [
+        "dense_retrieval --help",
+        "dense_retrieval run --help",
         "dense_retrieval.run --help",
+        "dense_retrieval.evaluate --help",
+        "dense_retrieval.evaluate --cfg job",
+        "dense_retrieval.mteb --help",
         "dense_retrieval.run --cfg job",
         "dense_retrieval.generate --help",
         "dense_retrieval.generate --cfg job",

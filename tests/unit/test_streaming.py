@@ -205,3 +205,31 @@ def test_a_table_in_another_order_is_written_in_large_batches(tmp_path):
     write_table(whole.select(range(299, -1, -1)), tmp_path / "table.arrow")
     with pyarrow.ipc.open_stream(tmp_path / "table.arrow") as stream:
         assert [batch.num_rows for batch in stream] == [300]
+
+
+@pytest.mark.parametrize("where", ["qrels", "data"])
+def test_a_dataset_of_the_hub_in_parquet(tmp_path, monkeypatch, where):
+    """NanoBEIR's layout: a folder for each configuration, one split called train, judgements without grades."""
+    for name, rows in {"corpus": ROWS[:20], "queries": QUERIES}.items():
+        (tmp_path / name).mkdir()
+        as_parquet(
+            [{k: row[k] for k in ("_id", "text")} for row in rows],
+            tmp_path / name / "train-00000-of-00001.parquet",
+        )
+    (tmp_path / where).mkdir()
+    judged = [("q1", "d1"), ("q1", "d14"), ("q3", "d2")]
+    rows = [{"query-id": query, "corpus-id": passage} for query, passage in judged]
+    as_parquet(rows, tmp_path / where / "train-00000-of-00001.parquet")
+    asked = []
+    monkeypatch.setattr(beir, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path))
+    corpus = beir.read_named("org/Nano", None, "", "", test_split="train")
+    assert [of["repo_type"] for _, of in asked] == ["dataset"] and asked[0][0] == ("org/Nano",)
+    assert len(corpus.passages) == 20 and list(corpus.queries) == ["test"]
+    assert list(corpus.queries["test"]["id"]) == ["q1", "q3"]
+    qrels = corpus.qrels["test"]
+    assert [qrels.query.tolist(), qrels.passage.tolist(), qrels.relevance.tolist()] == [
+        [0, 0, 1],
+        [1, 14, 2],
+        [1, 1, 1],
+    ]
+    assert corpus.passages["text"][3] == ROWS[3]["text"]
