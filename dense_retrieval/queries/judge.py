@@ -26,17 +26,18 @@ NOT_ANSWERED = "not answered by its passage"
 UNCLEAR = "judged neither yes nor no"
 NOT_READ = "longer than the judge's context"
 MAX_TOKENS = 4  # of an answer
+# Small models say yes to whatever they are not told to say no to.
+_ASK = (
+    "Is this passage what somebody is looking for who typed this query? Answer no if it is about something else, or "
+    "does not say what the query asks or claims. Answer yes or no."
+)
 _YES_OR_NO = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
 
 
 def question(passage: str, query: str) -> Request:
     """What the judge is asked; all questions about a passage begin alike."""
     head = f"Passage: {passage}\n\n"
-    return Request(
-        f"{head}Query: {query}\n\nDoes this passage answer the query, or say what it claims? Answer yes or no.",
-        len(head),
-        0,
-    )
+    return Request(f"{head}Query: {query}\n\n{_ASK}", len(head), 0)
 
 
 def reason(answer: Completion) -> str:

@@ -15,6 +15,7 @@ from dense_retrieval.pipeline import Part, label, prepare
 from dense_retrieval.records import InputError
 from dense_retrieval.run import _prepared
 from dense_retrieval.store import Store
+from dense_retrieval.synthetic import _judge
 from dense_retrieval.views import untuned
 
 
@@ -136,3 +137,18 @@ def test_a_judge_that_is_none_is_one_line(tmp_path, command, judge, message):
             f'querytype.judge="{judge}"' if "=" not in judge else f"querytype.judge={judge}",
         )
     assert "\n" not in str(error.value)
+
+
+def test_a_judge_answers_briefly_and_always_the_same():
+    """What its overrides say comes first; the generator itself keeps its own settings."""
+    composed = {}
+    with initialize_config_dir(CONF, version_base=None):
+        for judge in ("generator", "'generator=llama_cpp generator.path=x.gguf generator.max_tokens=9'"):
+            own = ["generator=transformers", f"querytype.judge={judge}"]
+            config = compose("config", overrides=own)
+            composed[judge.partition("=")[0]] = _judge(config)
+            assert (config.generator.temperature, config.generator.max_tokens) == (0.8, 50)
+    same, other = composed.values()
+    assert (same.temperature, same.max_tokens, same.path) == (0, 4, config.generator.path)
+    assert (other.temperature, other.max_tokens, other.path) == (0, 9, "x.gguf")
+    assert other._target_.endswith("LlamaCpp") and same._target_ == config.generator._target_

