@@ -138,7 +138,10 @@ def model_card(
     results = "\n".join(of_corpora).strip()
     for title, points in curves.items():
         had = curve(points).replace("  ", "- ")
-        results += f"\n\nQueries were had in parts, by what helped on the dev queries {title}\n\n{had}"
+        bought = " ".join(
+            filter(None, ("On the dev queries, after each part of the budget of queries", title))
+        )
+        results += f"\n\n{bought}:\n\n{had}"
     student = settings["student"]
     tested = table.TESTED.get(settings["evaluation"]["split"], "Test queries of the corpus")
 
