@@ -207,10 +207,11 @@ def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = Fals
 def _spent(store: Store, chain: Chain) -> dict[str, list[Point]]:
     """By corpus, how a budget of queries was spent."""
     found = {}
-    for title, part in chain.parts.items():
-        assert part.spent
-        store.build(*part.spent.curve)
-        found[title] = [store.load(point) for point in part.spent.curve]
+    for title, spent in ((title, part.spent) for title, part in chain.parts.items()):
+        if spent is None:
+            continue
+        store.build(*spent.curve)
+        found[title] = [store.load(point) for point in spent.curve]
         log.info("%s", f"{title} the budget of queries:\n{report.curve(found[title])}".strip())
     return found
 

@@ -89,7 +89,8 @@ def _results(
             )
     for title, points in curves.items():
         had = report.curve(points).replace("  ", "- ")
-        found.append(f"Queries were had in parts, by what helped on the dev queries {title}\n\n{had}")
+        said = "On the dev queries, after each part of the budget of queries"
+        found.append(f"{' '.join(filter(None, (said, title)))}:\n\n{had}")
     return "\n".join(found).strip()
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pandas
@@ -20,6 +21,7 @@ from dense_retrieval.comparison.comparison import Comparison
 from dense_retrieval.comparison.moved import moved
 from dense_retrieval.comparison.runs import find, read, read_all
 from dense_retrieval.evaluation import significance
+from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.evaluation.verdict import spread, verdict
 from dense_retrieval.records import InputError
 
@@ -629,6 +631,10 @@ def test_the_page_has_a_verdict_over_queries_and_seeds_and_says_how_hard_the_que
     profile = {"queries": 7, "first by BM25": 0.875, "first by the student": 0.5, "words in common": 1.0}
     for file in tmp_path.glob("kale/*/metrics.json"):
         facts = json.loads(file.read_text()) | {"difficulty": {"claim": profile, "test queries": profile}}
+        facts["budget"] = [
+            asdict(Point("nDCG@10", 0, 0, 60, 0.5, None, None, None, False)),
+            asdict(Point("nDCG@10", 1200, 171, 60, 0.52, 0.02, -0.002, 0.042, True)),
+        ]
         file.write_text(json.dumps(facts))
     html = page.render(comparison(tmp_path), [])
     for loss in ("infonce", "listwise"):
@@ -637,6 +643,9 @@ def test_the_page_has_a_verdict_over_queries_and_seeds_and_says_how_hard_the_que
     html = re.sub(r'<td data-label="[^"]*">', "<td>", html)
     line = "<td>7</td><td>0.88</td><td>0.50</td><td>1.00</td>"
     assert f"<td>claim</td>{line}" in html and f"<td>test queries</td>{line}" in html
+    for bought in ("0 0 0.500  ", "1200 171 0.520 +0.020 -0.002&to&+0.042"):
+        cells = "".join(f"<td>{cell}</td>" for cell in bought.split(" "))
+        assert cells.replace("&to&", " to ") in html
 
 
 def test_the_page_holds_what_the_comparison_says(tmp_path):
