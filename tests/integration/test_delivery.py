@@ -88,7 +88,7 @@ def test_indexing_on_a_server(run_folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
+    ("words", "message"),
     [
         ("export runs/first format=tflite", "format=tflite: choose of onnx, openvino, int8, hub"),
         ("export runs/first format=onnx push=me/kale", "push=me/kale goes with format=hub"),
@@ -97,7 +97,24 @@ def test_indexing_on_a_server(run_folder, monkeypatch, capsys):
         ("index runs/nowhere format=faiss", "runs/nowhere: there is no such folder"),
     ],
 )
-def test_what_cannot_be(project, command, message):
-    words = [sys.executable, "-m", *f"dense_retrieval.{command}".split()]
-    refused = subprocess.run(words, cwd=project, capture_output=True, text=True)
+def test_what_cannot_be(tmp_path, words, message):
+    command = [sys.executable, "-m", *f"dense_retrieval.{words}".split()]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 1 and refused.stderr.startswith(f"error: {message}"), refused.stderr
+
+
+def test_synthetic_test_queries_are_those_of_the_run(run, command, project, monkeypatch):
+    run(project, *command, "evaluation.split=synthetic", "hydra.run.dir=runs/synthetic")
+    monkeypatch.chdir(project)
+    asked = ask(opened(project / "runs/synthetic", []))
+    judged = (project / "runs/synthetic/qrels.trec").read_text().splitlines()
+    ids = asked.table["id"]
+    assert [ids[int(row)] for row in asked.qrels.passage] == [line.split()[2] for line in judged]
+    metrics = project / "runs/synthetic/metrics.json"
+    left = json.loads(metrics.read_text())
+    del left["artifacts"]["test queries"]  # as of a run before they were named
+    metrics.write_text(json.dumps(left))
+    with pytest.raises(
+        InputError, match="was tested on synthetic queries, which cache has no more: run it again"
+    ):
+        ask(opened(project / "runs/synthetic", []))

@@ -9,8 +9,10 @@ from conftest import WORDS
 from sentence_transformers import SentenceTransformer
 
 from dense_retrieval import export as command
+from dense_retrieval import parity
 from dense_retrieval.evaluation import agreement
-from dense_retrieval.records import CandidateList, InputError, Qrels
+from dense_retrieval.parity import Asked
+from dense_retrieval.records import PASSAGES, CandidateList, InputError, Qrels, table
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.engine import PACKAGES, by_onnx, by_openvino
 from dense_retrieval.student.export import export
@@ -166,3 +168,19 @@ def test_parity_of_lists_shorter_than_ten():
     ours = CandidateList(np.array([[1, 0, -1]]), np.array([[0.5, 0.25, -np.inf]], dtype=np.float32))
     found = agreement.parity(ours, ours, Qrels(np.array([0]), np.array([0]), np.array([1])))
     assert (found.common, found.same, found.scores, found.lost) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_of_many_passages_those_judged_or_found_are_embedded_again(monkeypatch):
+    """60 passages on a line, queries at 3 and 40, of which the second is a passage itself."""
+    passages = np.stack([np.cos(np.arange(60) / 40), np.sin(np.arange(60) / 40)], 1).astype(np.float32)
+    ids = [f"p{i}" for i in range(60)]
+    corpus = table({"id": ids, "title": [""] * 60, "text": ids}, PASSAGES)
+    qrels = Qrels(np.array([0, 1]), np.array([59, -1]), np.array([1, 1]))
+    rows = np.array([0, 1])
+    asked = Asked(rows, qrels, passages[[3, 40]], passages, {}, corpus, ["q0", "p40"])
+    assert asked.pool.tolist() == list(range(60))
+    monkeypatch.setattr(parity, "_POOL", 59)
+    assert asked.pool.tolist() == [*range(20), *range(30, 40), *range(41, 51), 59]
+    ranked = asked.ranking(asked.queries, passages[asked.pool], asked.pool).passages
+    assert ranked.shape == (2, parity.DEPTH) and ranked[0, 0] == 3
+    assert 40 not in ranked[1] and set(ranked[1, :2].tolist()) == {39, 41}
