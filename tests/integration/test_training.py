@@ -91,7 +91,8 @@ def test_a_killed_run_ends_with_the_same_weights(data, encoder_folder, tmp_path,
     summary = fit(whole, whole_data, tmp_path / "whole", log=keep("whole"), **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fitting, "RichProgressBar", gets(*DEATHS[death]))
+        patched.setattr(fitting, "Bar", gets(*DEATHS[death]))
+        patched.setattr(fitting, "unwatched", lambda: False)
         broken, broken_data = parts(data, encoder_folder, dropout=dropout)
         with pytest.raises((KeyboardInterrupt, SystemExit)) as ended:
             fit(broken, broken_data, tmp_path / "broken", **settings)
@@ -143,7 +144,7 @@ def test_mean_ndcg_by_hand():
 
 
 def _killed(folder, *of) -> None:
-    fitting.RichProgressBar = gets(signal.SIGKILL, 1, 2)
+    fitting.Bar, fitting.unwatched = gets(signal.SIGKILL, 1, 2), lambda: False
     fit(*parts(*of, dropout=0.2), folder, max_epochs=3, patience=9, accelerator="cpu", every_n_steps=2)
 
 
