@@ -85,7 +85,7 @@ def test_what_an_experiment_sweeps_is_free(experiment):
 def test_the_promised_choices_exist():
     promised = {
         "loss": "infonce listwise combined",
-        "querytype": "claim keyword question title web description mixed hard lay_claim lay_keyword lay_question human",
+        "querytype": "claim keyword question title web description mixed hard lay_claim lay_question human",
         "retriever": "bm25 dense hybrid",
         "data": "beir scifact nfcorpus fiqa arguana scidocs trec_covid touche2020 dbpedia climate_fever msmarco "
         "wikiscience wikipedia_vital",

@@ -15,7 +15,7 @@ from dense_retrieval.queries.generate import Completion, generate, requests
 from dense_retrieval.queries.prompts import Prompt, bases, type_name
 from dense_retrieval.records import RAW_QUERIES, InputError, features
 
-LAY = ["lay_claim", "lay_question", "lay_keyword"]
+LAY = ["lay_claim", "lay_question"]
 PACKAGED = ["claim", "question", "title", "keyword", "msmarco", "web", "description", "doc2query", *LAY]
 PASSAGES = ["Kale is a cabbage {with} braces.", "Basalt is a rock.", "A fen is a wetland."]
 
@@ -177,16 +177,16 @@ def test_a_type_is_cleaned_by_the_rules_of_its_base(tmp_path):
     table = raw(
         [
             (name, text, "stop")
-            for name in ("lay_claim", "riddle", "lay_keyword")
+            for name in ("lay_claim", "riddle", "keyword")
             for text in ("Is it a b?", "a b c d")
         ]
     )
-    kept, dropped = clean.clean_table(table, passages, bases([*types, "lay_keyword"]))
+    kept, dropped = clean.clean_table(table, passages, bases([*types, "keyword"]))
     assert list(zip(kept["querytype"], kept["text"], strict=True)) == [
         ("lay_claim", "a b c d"),
         ("riddle", "Is it a b?"),
-        ("lay_keyword", "Is it a b?"),
-        ("lay_keyword", "a b c d"),
+        ("keyword", "Is it a b?"),
+        ("keyword", "a b c d"),
     ]
     assert dropped["reason"][:] == ["wrong form"] * 2
     assert len(clean.clean_table(table, passages)[0]) == 6  # by rules of their own there are none
