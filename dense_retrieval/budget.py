@@ -22,17 +22,9 @@ from dense_retrieval.config import Config
 from dense_retrieval.evaluation.learning_curve import Point, learning_curve
 from dense_retrieval.evaluation.rank import student_ranking
 from dense_retrieval.groups.disagreement import disagreement
-from dense_retrieval.nodes import hardware
-from dense_retrieval.pipeline import (
-    Labels,
-    Part,
-    Spent,
-    distil,
-    label,
-    prepare,
-    synthetic_types,
-    temperatures_of,
-)
+from dense_retrieval.hardware import hardware
+from dense_retrieval.pipeline import distil, label, temperatures_of
+from dense_retrieval.prepare import Labels, Part, Spent, prepare, synthetic_types
 from dense_retrieval.queries.asked import asked_passages
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import Asked, CandidateList, InputError, TestSet

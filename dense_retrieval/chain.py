@@ -13,8 +13,11 @@ from dense_retrieval.evaluation import evaluate
 from dense_retrieval.evaluation.rank import bm25_ranking, hybrid_ranking, student_ranking, teacher_ranking
 from dense_retrieval.evaluation.table import HYBRID, REPEATED, TUNED, UNTUNED
 from dense_retrieval.evaluation.vectors import WHOLE, Vectors, all_vectors
-from dense_retrieval.nodes import corpora, engine_of, hardware, teachers
-from dense_retrieval.pipeline import Labels, Log, Part, Searched, tune
+from dense_retrieval.hardware import hardware
+from dense_retrieval.models import engine_of, teachers
+from dense_retrieval.nodes import corpora
+from dense_retrieval.pipeline import Log, tune
+from dense_retrieval.prepare import Labels, Part, Searched
 from dense_retrieval.queries.draw import dev_queries
 from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import SPEED, Folder, Step

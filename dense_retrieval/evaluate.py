@@ -30,8 +30,9 @@ from dense_retrieval.evaluation import evaluate, report, table
 from dense_retrieval.evaluation.measure import measure
 from dense_retrieval.evaluation.rank import hybrid_ranking
 from dense_retrieval.follow import flush_denormal
-from dense_retrieval.nodes import corpora, hardware
-from dense_retrieval.pipeline import Searched
+from dense_retrieval.hardware import hardware
+from dense_retrieval.nodes import corpora
+from dense_retrieval.prepare import Searched
 from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
 from dense_retrieval.stage import Step
 from dense_retrieval.store import Store, commit, versions

@@ -29,7 +29,7 @@ from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation import agreement
 from dense_retrieval.evaluation.card import FOLDER
 from dense_retrieval.files import fingerprint, link
-from dense_retrieval.nodes import student_settings
+from dense_retrieval.models import student_settings
 from dense_retrieval.parity import Asked, ask, own_words
 from dense_retrieval.records import InputError
 from dense_retrieval.search import Opened, opened

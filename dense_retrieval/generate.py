@@ -12,16 +12,18 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.markup import escape
 
-from dense_retrieval import needed, pipeline, plan
+from dense_retrieval import needed, plan
 from dense_retrieval.budget import found_out, known, prepared
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
 from dense_retrieval.evaluation import report
 from dense_retrieval.follow import flush_denormal
-from dense_retrieval.nodes import corpora, hardware
-from dense_retrieval.pipeline import Part
+from dense_retrieval.hardware import hardware
+from dense_retrieval.nodes import corpora
+from dense_retrieval.prepare import Part, written
 from dense_retrieval.records import InputError, read_table
 from dense_retrieval.store import Store
+from dense_retrieval.synthetic import cleaned
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,12 @@ def main(config: Config) -> None:
 def _write(store: Store, part: Part, folder: Path) -> None:
     if part.raw is None:
         raise InputError("querytype=human has no queries to write; choose others with querytype=")
-    written = [(part.raw, part.filtered)]
+    found = [(part.raw, part.filtered)]
     if types := list(part.c.evaluation.heldout_types):
-        raw = pipeline.written(part.c, part.corpus, part.heldout, part.duplicates, "heldout")
-        written.append((raw, [pipeline.cleaned(part.corpus, part.heldout, raw, types)]))
+        raw = written(part.c, part.corpus, part.heldout, part.duplicates, "heldout")
+        found.append((raw, [cleaned(part.corpus, part.heldout, raw, types)]))
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as lines:
-        for raw, filtered in written:
+        for raw, filtered in found:
             store.build(part.corpus, raw, *filtered)
             ids = store.load(part.corpus).passages["id"]
             reasons: dict[str, str] = {}

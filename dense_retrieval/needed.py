@@ -12,8 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dense_retrieval.config import Config
 from dense_retrieval.errors import in_one_line
-from dense_retrieval.nodes import engine_of, hardware, outside, plain, teachers
-from dense_retrieval.pipeline import heldout_types, prepare
+from dense_retrieval.hardware import hardware
+from dense_retrieval.models import engine_of, teachers
+from dense_retrieval.nodes import outside, plain
+from dense_retrieval.prepare import heldout_types, prepare
 from dense_retrieval.records import InputError
 from dense_retrieval.schemas.corpora import NamedData
 from dense_retrieval.store import Store

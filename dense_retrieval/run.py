@@ -5,7 +5,6 @@ import logging
 import math
 import shlex
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,21 +17,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from dense_retrieval import plan, ranks, scale, sweep
+from dense_retrieval import plan, ranks, results, scale, sweep
 from dense_retrieval.budget import found_out, known
 from dense_retrieval.chain import Chain, describe
 from dense_retrieval.config import Config
 from dense_retrieval.errors import command
-from dense_retrieval.evaluation import agreement, report, table, vectors
+from dense_retrieval.evaluation import report, table, vectors
 from dense_retrieval.evaluation.card import model_card
 from dense_retrieval.evaluation.learning_curve import Point
 from dense_retrieval.evaluation.measure import Measured, measure
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
 from dense_retrieval.follow import flush_denormal, follow
-from dense_retrieval.nodes import asked_devices, engine_of, hardware, prefixes
-from dense_retrieval.pipeline import Labels, Part
-from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
-from dense_retrieval.stage import Step, reachable
+from dense_retrieval.hardware import asked_devices, hardware
+from dense_retrieval.models import prefixes
+from dense_retrieval.records import InputError
+from dense_retrieval.stage import reachable
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.tracking import Tracker
 from dense_retrieval.training.curves import replay, training_loss
@@ -88,17 +87,20 @@ def _run(config: Config) -> float:
     curves: dict[str, list[Point]] = {}
     if any(part.spent for part in chain.parts.values()):
         chain = describe(config, tracker.log, found_out(store))
-        curves = _spent(store, chain)
-    yields = {title: _prepared(store, part, chain.labels[title]) for title, part in chain.parts.items()}
-    before = {title: _measured(store, chain, title, chain.before[title]) for title in chain.parts}
+        curves = results.spent(store, chain)
+    yields = {
+        title: results.prepared(store, part, chain.labels[title]) for title, part in chain.parts.items()
+    }
+    before = {title: results.measured(store, chain, title, chain.before[title]) for title in chain.parts}
     costs = {
-        title: _engine_cost(store, chain, title, before[title].rankings[UNTUNED]) for title in chain.by_torch
+        title: results.engine_cost(store, chain, title, before[title].rankings[UNTUNED])
+        for title in chain.by_torch
     }
     warnings = {title: table.headroom_warning(measured.rows[-1]) for title, measured in before.items()}
     for warning in filter(None, warnings.values()):
         log.warning("%s", warning)
     summary = _trained(store, chain, tracker)
-    after = {title: _measured(store, chain, title, chain.after[title]) for title in chain.parts}
+    after = {title: results.measured(store, chain, title, chain.after[title]) for title in chain.parts}
 
     training = store.load(chain.student)
     shared = {
@@ -124,10 +126,10 @@ def _run(config: Config) -> float:
             "yields": yields[title],
             "headroom_warning": warnings[title],
             "engine": costs.get(title),
-            "difficulty": _difficulty(store, chain, title),
+            "difficulty": results.difficulty(store, chain, title),
         }
         if title in chain.smaller:
-            smaller[title] = _smaller(store, chain, title)
+            smaller[title] = results.smaller_vectors(store, chain, title)
             facts["vectors"] = [row.as_json() for row in smaller[title]]
             header, *lines = vectors.cells(smaller[title])
             tracker.table(f"{title} vectors".strip(), header, lines)
@@ -142,7 +144,7 @@ def _run(config: Config) -> float:
         log.info("%s", " ".join(filter(None, (title, verdicts[title]))))
         header, *lines = table.cells(rows[title])
         tracker.table(f"{title} results".strip(), header, lines)
-        asked = (_column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
+        asked = (results.column(store, chain.tests[title], "queries", name) for name in ("id", "text"))
         tracker.table(f"{title} queries".strip(), *measured.by_query(*asked))
     student = settings["student"] | prefixes(config)
     base = untuned(config).path
@@ -204,87 +206,6 @@ def _say_how_large(store: Store, chain: Chain, choice: str, planned: bool = Fals
         log.info("%s", f"{title} {scale.line(part.c, choice, counts)}".strip())
 
 
-def _spent(store: Store, chain: Chain) -> dict[str, list[Point]]:
-    """By corpus, how a budget of queries was spent."""
-    found = {}
-    for title, spent in ((title, part.spent) for title, part in chain.parts.items()):
-        if spent is None:
-            continue
-        store.build(*spent.curve)
-        found[title] = [store.load(point) for point in spent.curve]
-        log.info("%s", f"{title} the budget of queries:\n{report.curve(found[title])}".strip())
-    return found
-
-
-def _prepared(store: Store, part: Part, labels: Labels) -> dict[str, dict[str, Any]]:
-    """Query type -> step -> queries left; and under "dropped" those dropped before any was drawn, by reason."""
-    store.build(part.corpus, labels.groups, *part.filtered)
-    left = store.counts(part.filtered[-1])["by type"] if part.filtered else {}
-    yields = {
-        name: left.get(name, {}) | steps for name, steps in store.counts(labels.groups)["by type"].items()
-    }
-    log.info("training queries:\n%s", report.yields(yields))
-    return yields
-
-
-def _measured(store: Store, chain: Chain, title: str, systems: Mapping[str, Step[CandidateList]]) -> Measured:
-    store.build(*systems.values())
-    rankings = {name: store.load(step) for name, step in systems.items()}
-    evaluation = chain.parts[title].c.evaluation
-    some = {name: evaluation.headroom_queries for name in systems if name.startswith("teacher")}
-    return measure(_qrels(store, chain.tests[title]), rankings, evaluation.metrics, some)
-
-
-def _difficulty(store: Store, chain: Chain, title: str) -> dict[str, dict[str, float]]:
-    """How hard the queries are: of each type that is trained on, and those that are tested on."""
-    steps, queries = chain.difficulty[title], chain.parts[title].queries
-    store.build(*steps.values(), queries)
-    trained, tested = (store.load(of) for of in steps.values())
-    types = np.array(list(_column(store, queries, "queries", "querytype")))[trained.rows]
-    found = {kind: trained[types == kind].profile() for kind in np.unique(types).tolist()}
-    found["test queries"] = tested.profile()
-    log.info("how hard the queries are:\n%s", report.difficulty(found))
-    return found
-
-
-# Of tables only single columns are read: to load them whole takes datasets, which takes as long to import as all else.
-def _column(store: Store, step: Step[Any], table: str, name: str) -> Column:
-    return Column(store.open(step).path / f"{table}.arrow", name)
-
-
-def _qrels(store: Store, step: Step[TestSet]) -> Qrels:
-    return Qrels.load(store.open(step).path / "qrels.npz")
-
-
-def _engine_cost(store: Store, chain: Chain, title: str, untuned: CandidateList) -> dict[str, Any]:
-    """What it cost that another engine than torch computed the untuned student's embeddings."""
-    c, ours, exact = chain.parts[title].c, chain.before[title][UNTUNED], chain.by_torch[title]
-    engine = engine_of(c)
-    cosines = {}
-    for name in ("query_embeddings", "passage_embeddings"):
-        steps = ours.arguments[name], exact.arguments[name]
-        store.build(exact, *steps)
-        cosines[name.partition("_")[0]] = agreement.cosine(*map(store.load, steps))
-    rankings = {agreement.TORCH: store.load(exact), engine: untuned}
-    measured = measure(_qrels(store, chain.tests[title]), rankings, c.evaluation.metrics, {})
-    found = agreement.cost(engine, cosines, measured)
-    log.info("%s", agreement.line(found, c.evaluation.metrics[0]))
-    return found
-
-
-def _smaller(store: Store, chain: Chain, title: str) -> list[vectors.VectorsRow]:
-    """What the untuned and the tuned student's embeddings are worth, kept in less room."""
-    rows = []
-    for student, rankings in chain.smaller[title].items():
-        embedded = rankings[vectors.WHOLE].arguments["passage_embeddings"]
-        store.build(embedded)
-        full = store.load(embedded).shape[1]
-        named = {kept.named(full): step for kept, step in rankings.items()}
-        values = _measured(store, chain, title, named).values
-        rows += vectors.rows(student, full, {kept: values[kept.named(full)] for kept in rankings})
-    return rows
-
-
 def _trained(store: Store, chain: Chain, tracker: Tracker) -> dict[str, Any]:
     """How the student was trained."""
     before = set(store.built)  # what spent a budget too, whose curves were not logged
@@ -320,8 +241,8 @@ def _reported(
     if part.by_type:
         store.build(*chain.by_type[title].values())
         rankings = {system: store.load(step) for system, step in chain.by_type[title].items()}
-        of_heldout = measure(_qrels(store, part.by_type), rankings, part.c.evaluation.metrics, {})
-        by_type = of_heldout.by_type(_column(store, part.by_type, "queries", "querytype"))
+        of_heldout = measure(results.qrels(store, part.by_type), rankings, part.c.evaluation.metrics, {})
+        by_type = of_heldout.by_type(results.column(store, part.by_type, "queries", "querytype"))
     main = {"corpus": part.corpus, "queries": part.queries, "candidates": labels.candidates}
     main |= {"scores": labels.scores, "groups": labels.groups, "training": chain.student}
     main["test queries"] = chain.tests[title]
@@ -332,9 +253,9 @@ def _reported(
     }
     folder.mkdir(exist_ok=True)
     rows = measured.rows
-    queries = _column(store, chain.tests[title], "queries", "id")
-    passages = _column(store, part.corpus, "passages", "id")
-    judged = _qrels(store, chain.tests[title])
+    queries = results.column(store, chain.tests[title], "queries", "id")
+    passages = results.column(store, part.corpus, "passages", "id")
+    judged = results.qrels(store, chain.tests[title])
     report.write(folder, queries, passages, judged, measured.rankings, measured.values, rows, facts)
     queried = table.TESTED.get(part.c.evaluation.split, "")
     kept = table.QUERIES_ALONE if facts["tune"] == "queries" else ""

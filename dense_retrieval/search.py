@@ -37,7 +37,7 @@ from dense_retrieval.checks import check
 from dense_retrieval.config import CONF
 from dense_retrieval.errors import in_one_line
 from dense_retrieval.evaluation.table import TUNED, UNTUNED
-from dense_retrieval.nodes import student_settings
+from dense_retrieval.models import student_settings
 from dense_retrieval.records import CandidateList, Corpus, InputError
 from dense_retrieval.stage import Built, Folder, Outside, Step
 from dense_retrieval.store import Store

@@ -16,7 +16,8 @@ from dense_retrieval.candidates.difficulty import hard_queries
 from dense_retrieval.checks import check
 from dense_retrieval.config import Config, LanguageModel
 from dense_retrieval.errors import in_one_line
-from dense_retrieval.nodes import hardware, settings
+from dense_retrieval.hardware import hardware
+from dense_retrieval.nodes import settings
 from dense_retrieval.queries.clean import clean_queries
 from dense_retrieval.queries.distinct import distinct_queries
 from dense_retrieval.queries.judge import MAX_TOKENS, judged_queries

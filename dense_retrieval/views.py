@@ -13,19 +13,11 @@ from dense_retrieval.candidates.difficulty import Difficulty, difficulty
 from dense_retrieval.candidates.index import bm25_index
 from dense_retrieval.config import Config
 from dense_retrieval.corpus.read import read
+from dense_retrieval.hardware import hardware
 from dense_retrieval.hub import ENCODER, dimension, model_folder, transformer_folder
 from dense_retrieval.losses.loss import require_dimensions
-from dense_retrieval.nodes import (
-    engine_of,
-    hardware,
-    outside,
-    passage_length,
-    plain,
-    prefixes,
-    settings,
-    student_settings,
-    tunes_passages,
-)
+from dense_retrieval.models import engine_of, passage_length, prefixes, student_settings, tunes_passages
+from dense_retrieval.nodes import outside, plain, settings
 from dense_retrieval.records import Corpus, InputError, TestSet
 from dense_retrieval.stage import Counted, Folder, Outside, Step
 from dense_retrieval.student.encode import embeddings

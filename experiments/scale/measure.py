@@ -27,11 +27,13 @@ from pathlib import Path
 import psutil
 from hydra import compose, initialize_config_dir
 
-from dense_retrieval import pipeline
 from dense_retrieval.chain import baselines, tests
 from dense_retrieval.config import CONF
+from dense_retrieval.pipeline import label
+from dense_retrieval.prepare import prepare
 from dense_retrieval.stage import Step
 from dense_retrieval.store import Store
+from dense_retrieval.views import untuned
 
 MB = 2**20
 
@@ -49,8 +51,8 @@ def steps(folder: Path, cache: Path, overrides: list[str]) -> Iterator[tuple[str
                 *("groups.scored_before=2000", "student.engine=torch", *overrides),
             ],
         )
-    part = pipeline.prepare(config)
-    labels = pipeline.label(part, pipeline.untuned(config), None)
+    part = prepare(config)
+    labels = label(part, untuned(config), None)
     tested = tests(part, labels)
     found = labels.candidates.arguments
     ranked = list(baselines(part, tested).values())

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from dense_retrieval import pipeline
 from dense_retrieval.chain import baselines, reranked
 from dense_retrieval.config import CONF, Config
 from dense_retrieval.corpus.read import test_split
 from dense_retrieval.evaluation.measure import measure
+from dense_retrieval.prepare import prepare
 from dense_retrieval.store import Store
 
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def show(config: Config, teacher: str) -> None:
-    store, part = Store(Path(config.cache_dir)), pipeline.prepare(config)
+    store, part = Store(Path(config.cache_dir)), prepare(config)
     tested = test_split(part.corpus, split=config.evaluation.split)
     steps = baselines(part, tested) | {teacher: reranked(part, tested)}
     store.build(tested, *steps.values())

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from dense_retrieval.config import CONF
 from dense_retrieval.evaluation.report import yields
 from dense_retrieval.nodes import corpora
-from dense_retrieval.pipeline import Part, label, prepare
+from dense_retrieval.pipeline import label
+from dense_retrieval.prepare import Part, prepare
 from dense_retrieval.records import InputError
 from dense_retrieval.run import _prepared
 from dense_retrieval.store import Store

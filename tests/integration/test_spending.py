@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_dir
 from dense_retrieval.budget import found_out, known, never, prepared
 from dense_retrieval.chain import describe
 from dense_retrieval.config import CONF
-from dense_retrieval.pipeline import prepare
 from dense_retrieval.plan import lines
+from dense_retrieval.prepare import prepare
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import reachable
 from dense_retrieval.store import Store

@@ -18,7 +18,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaTokenizer
 
 from dense_retrieval.config import CONF
-from dense_retrieval.nodes import adapters, corpora, prefixes, student_settings
+from dense_retrieval.models import adapters, prefixes, student_settings
+from dense_retrieval.nodes import corpora
 from dense_retrieval.records import InputError
 from dense_retrieval.student.adapters import adapt, merge
 from dense_retrieval.student.bi_encoder import BiEncoder

@@ -14,7 +14,7 @@ from conftest import WORDS
 from hydra import compose, initialize_config_dir
 
 from dense_retrieval.config import CONF
-from dense_retrieval.nodes import engine_of
+from dense_retrieval.models import engine_of
 from dense_retrieval.records import InputError
 from dense_retrieval.student import engine
 from dense_retrieval.student.bi_encoder import BiEncoder

@@ -8,7 +8,8 @@ from omegaconf import MISSING, OmegaConf
 
 from dense_retrieval import nodes
 from dense_retrieval.config import Config, Trainer
-from dense_retrieval.nodes import hardware, settings, sources, token_limits
+from dense_retrieval.hardware import hardware, token_limits
+from dense_retrieval.nodes import settings, sources
 from dense_retrieval.records import InputError
 from dense_retrieval.schemas.executors import Local
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dense_retrieval import scale
 from dense_retrieval.chain import describe
 from dense_retrieval.config import CONF
-from dense_retrieval.nodes import passage_length, student_settings
+from dense_retrieval.models import passage_length, student_settings
 from dense_retrieval.records import InputError
 from dense_retrieval.search import _model_of
 from dense_retrieval.student.bi_encoder import BiEncoder
