@@ -17,7 +17,7 @@ from dense_retrieval.schemas.encoders import Student
 
 # Of a run's student; what starts code, and what changes speed only, are this command's to choose.
 _NOT_TAKEN = ("_target_", "path", "revision", "trust_remote_code", "attention", "engine", "float16_from")
-_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
 
 
 def offer(words: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ def student(folder: Path) -> Student:
     """The student of a run, with the run's settings, or of a model's folder, with what is said there.
 
     Raises:
-        InputError: no finished run, and no model.
+        InputError: no finished run, no model, or one of queries alone.
     """
     run = folder if (folder / "model").is_dir() else folder.resolve().parent
     model = run / "model" if run == folder else folder
@@ -58,6 +58,11 @@ def student(folder: Path) -> Student:
         raise InputError(f"student={folder} is no run and holds no model")
     if model.name == "model" and (run / "config.yaml").is_file() and (run / "metrics.json").exists():
         values = yaml.safe_load((run / "config.yaml").read_text()).get("student", {})
+        if values.get("tune") == "queries":
+            raise InputError(
+                f"student={folder} embeds queries alone (student.tune=queries), and passages need the untuned student; "
+                "what both find together is in the run's results.md, and in dense-retrieval search"
+            )
         taken = {field.name for field in fields(Student)} - {*_NOT_TAKEN}
         return Student(path=str(model), **{k: v for k, v in values.items() if k in taken})
     return Student(path=str(model), **_said(model, f"student={folder}"))

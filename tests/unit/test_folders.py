@@ -65,6 +65,13 @@ def test_what_is_no_model_is_refused(finished_run, tmp_path):
         folders.offer([f"student={tmp_path / 'runs'}"])
 
 
+def test_a_run_of_queries_alone_is_refused_as_its_passages_are_another_model_s(finished_run):
+    OmegaConf.save({"student": OF_THE_RUN | {"tune": "queries"}}, finished_run / "config.yaml")
+    for folder in (finished_run, finished_run / "model"):
+        with pytest.raises(InputError, match="embeds queries alone .*results.md"):
+            folders.student(folder)
+
+
 def composed(*overrides: str):
     folders.offer(overrides)
     with initialize_config_dir(CONF, version_base=None):
