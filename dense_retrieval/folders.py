@@ -15,9 +15,16 @@ from dense_retrieval.hub import read_json, sentence_modules
 from dense_retrieval.records import InputError
 from dense_retrieval.schemas.encoders import Student
 
-# Of a run's student; what starts code, and what changes speed only, are this command's to choose.
-_NOT_TAKEN = ("_target_", "path", "revision", "trust_remote_code", "attention", "engine", "float16_from")
-_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
+# Of a run's student; what starts code, changes speed only, or says how it was trained is this command's to choose.
+_NOT_TAKEN = (
+    *("_target_", "path", "revision", "trust_remote_code", "attention", "engine", "float16_from"),
+    *("tune", "matryoshka", "lora", "gradient_checkpointing"),
+)
+_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 
 
 def offer(words: Sequence[str]) -> None:

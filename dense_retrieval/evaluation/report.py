@@ -38,7 +38,7 @@ def write(
 
     metrics = {"systems": {row.system: asdict(row) for row in rows}} | dict(facts)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    note = f"\n{table.QUERIES_ALONE}.\n" if facts["tune"] == "queries" else ""
+    note = f"\n{table.QUERIES_ALONE}.\n" if facts.get("tune") == "queries" else ""
     (folder / "results.md").write_text(table.markdown(list(rows)) + note)
     query_ids, passage_ids = list(query_ids), list(passage_ids)  # a column reads its file at every access
     names = list(rows[0].means)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from dense_retrieval import results
 from dense_retrieval.config import CONF
 from dense_retrieval.evaluation.report import yields
 from dense_retrieval.nodes import corpora
 from dense_retrieval.pipeline import label
 from dense_retrieval.prepare import Part, prepare
 from dense_retrieval.records import InputError
-from dense_retrieval.run import _prepared
 from dense_retrieval.store import Store
 from dense_retrieval.synthetic import _judge
 from dense_retrieval.views import untuned
@@ -83,7 +83,7 @@ def test_every_step_is_counted(tmp_path, command, corpus, judge, monkeypatch):
     assert [step.stage.name for step in part.filtered] == [
         *("cleaned_queries", "distinct_queries", "judged_queries", "hard_queries")
     ]
-    found = _prepared(store, part, label(part, untuned(part.c), None))["claim"]
+    found = results.prepared(store, part, label(part, untuned(part.c), None))["claim"]
     steps = [name for name in found if name != "dropped"]
     assert steps == [
         *("generated", "cleaned", "distinct", "judged", "hard"),

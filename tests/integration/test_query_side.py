@@ -171,7 +171,7 @@ def test_a_run_searches_the_untuned_student_s_passages(run, project, command, co
     monkeypatch.chdir(project)
     query = next(iter(found))
     ((_, typed),) = results(Path("runs/queries"), [], iter([asked[query]]), 3)
-    assert [text for _, text in typed["tuned student"]] == [texts[passage] for passage, _ in found[query][:3]]
+    assert [hit.id for hit in typed["tuned student"]] == [passage for passage, _ in found[query][:3]]
     folder = project / "runs/queries"
     said = "Only queries are embedded by the tuned student: passages keep the untuned one's embeddings"
     card = (folder / "model/README.md").read_text()

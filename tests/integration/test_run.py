@@ -536,7 +536,7 @@ def test_searching_from_the_shell(finished):
         return subprocess.run(command, cwd=finished, input="cell star\n\n", capture_output=True, text=True)
 
     shown = searched("runs/first", "--top", "2")
-    assert shown.returncode == 0 and "untuned student" in shown.stdout and "cell star" in shown.stdout
+    assert shown.returncode == 0 and all(word in shown.stdout for word in ("BM25", "untuned", "cell star"))
     missing = searched("runs/nowhere")
     assert missing.returncode == 1 and missing.stderr == "error: runs/nowhere: there is no such folder\n"
     unknown = searched("runs/first", "retriever=splade")

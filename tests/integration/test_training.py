@@ -517,7 +517,8 @@ def test_adapters_alone_are_in_checkpoints_from_which_a_killed_run_goes_on(
     before = weights(whole)
     summary = fit(whole, whole_data, tmp_path / "whole", **settings)
     with monkeypatch.context() as patched:
-        patched.setattr(fitting, "RichProgressBar", gets(signal.SIGTERM, 1, 1))
+        patched.setattr(fitting, "Bar", gets(signal.SIGTERM, 1, 1))
+        patched.setattr(fitting, "unwatched", lambda: False)
         with pytest.raises(SystemExit):
             fit(*with_adapters(data, encoder_folder, rate=1e-2), tmp_path / "broken", **settings)
     torch.rand(5)

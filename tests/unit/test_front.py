@@ -96,7 +96,7 @@ def test_help_names_no_schema_and_nothing_internal():
 
 
 def test_help_is_of_the_settings_that_the_command_line_leads_to():
-    assert "adapter" in shown() and "adapter" not in shown("teacher=rankt5_base")
+    assert "teacher.adapter=" in shown() and "teacher.adapter=" not in shown("teacher=rankt5_base")
     text = shown("teacher=rankt5_base", "trainer.batch_size=7")
     assert "teacher.template=" in text and "trainer.batch_size=7 " in text and "[rankt5_base]" in text
 

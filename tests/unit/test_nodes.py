@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import MISSING, OmegaConf
 
-from dense_retrieval import nodes
 from dense_retrieval.config import Config, Trainer
 from dense_retrieval.hardware import hardware, token_limits
 from dense_retrieval.nodes import settings, sources
@@ -43,7 +42,7 @@ def config(**trainer):
 def test_auto_is_float32_but_on_a_gpu_that_has_bfloat16(monkeypatch):
     found = []
     for has_bf16, device in [(False, "auto"), (True, "auto"), (True, "cpu")]:
-        monkeypatch.setattr(nodes, "_gpu_has_bf16", lambda has=has_bf16: has)
+        monkeypatch.setattr("dense_retrieval.hardware._gpu_has_bf16", lambda has=has_bf16: has)
         of = OmegaConf.merge(config(), {"device": device})
         found.append((hardware(of).precision, hardware(of).bf16))
         given = hardware(OmegaConf.merge(of, {"precision": "32-true"}))
