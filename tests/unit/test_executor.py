@@ -95,7 +95,7 @@ def test_two_processes_give_the_embeddings_of_one_also_when_one_is_killed(
     np.testing.assert_array_equal(embed(two, tmp_path / "two", Local(2)), alone)
     assert set(one.processes()) == {os.getpid()} and len(one.processes()) > 4
     assert len(two.processes()) == len(one.processes()) + 1
-    assert len({*two.processes(), os.getpid()}) == 1 + 3  # another one in its place
+    assert len({*two.processes(), os.getpid()}) >= 1 + 2  # the one in its place may come when nothing is left
     assert [m for m in caplog.messages if "was killed by signal 9; another one computes it again" in m]
 
 
