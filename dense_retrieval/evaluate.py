@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from dense_retrieval import needed, plan, sweep
+from dense_retrieval import needed, plan, results, sweep
 from dense_retrieval.chain import by_words, ranked, reranked
 from dense_retrieval.compare import AfterSweep
 from dense_retrieval.config import Config
@@ -33,7 +33,7 @@ from dense_retrieval.follow import flush_denormal
 from dense_retrieval.hardware import hardware
 from dense_retrieval.nodes import corpora
 from dense_retrieval.prepare import Searched
-from dense_retrieval.records import CandidateList, Column, InputError, Qrels, TestSet
+from dense_retrieval.records import CandidateList, InputError, TestSet
 from dense_retrieval.stage import Step
 from dense_retrieval.store import Store, commit, versions
 from dense_retrieval.views import corpus_of, untuned
@@ -137,12 +137,12 @@ def _tested(
     store.build(of.corpus, tested, *systems.values())
     rankings = {name: store.load(step) for name, step in systems.items()}
     asked = {name: of.c.evaluation.headroom_queries for name in systems if name.startswith("teacher")}
-    qrels = Qrels.load(store.open(tested).path / "qrels.npz")
+    qrels = results.qrels(store, tested)
     measured = measure(qrels, rankings, of.c.evaluation.metrics, asked)
     baseline = _baseline(systems)
     rows = table.rows(measured.values, baseline)
-    queries = Column(store.open(tested).path / "queries.arrow", "id")
-    passages = Column(store.open(of.corpus).path / "passages.arrow", "id")
+    queries = results.column(store, tested, "queries", "id")
+    passages = results.column(store, of.corpus, "passages", "id")
     folder.mkdir(exist_ok=True)
     report.write(folder, queries, passages, qrels, measured.rankings, measured.values, rows, facts)
     Console().print(_table(rows, f"{facts['corpus']}, {facts['split']} queries", baseline))

@@ -11,20 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from dense_retrieval.config import CONF
-from dense_retrieval.hub import read_json, sentence_modules
+from dense_retrieval.hub import read_json
 from dense_retrieval.records import InputError
 from dense_retrieval.schemas.encoders import Student
+from dense_retrieval.sentence_folder import declared_pooling, prompts
 
 # Of a run's student; what starts code, changes speed only, or says how it was trained is this command's to choose.
 _NOT_TAKEN = (
     *("_target_", "path", "revision", "trust_remote_code", "attention", "engine", "float16_from"),
     *("tune", "matryoshka", "lora", "gradient_checkpointing"),
 )
-_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 def offer(words: Sequence[str]) -> None:
@@ -78,16 +74,10 @@ def student(folder: Path) -> Student:
 def _said(model: Path, named: str) -> dict[str, Any]:
     """What sentence-transformers' files say of a model."""
     found: dict[str, Any] = {}
-    modules = dict(sentence_modules(model, named))
-    if pooling := modules.get("Pooling"):
-        config = read_json(pooling / "config.json", named)
-        modes = [name for key, name in _POOLINGS.items() if config.get(key)]
-        mode = config.get("pooling_mode") or (modes[0] if modes else None)
-        found |= {"pooling": mode} if mode in _POOLINGS.values() else {}
-    if (model / "config_sentence_transformers.json").is_file():
-        prompts = read_json(model / "config_sentence_transformers.json", named).get("prompts") or {}
-        found["query_prefix"] = prompts.get("query") or ""
-        found["passage_prefix"] = prompts.get("document") or prompts.get("passage") or ""
+    if pooling := declared_pooling(model, named):
+        found["pooling"] = pooling
+    said = prompts(model, named)
+    found |= {"query_prefix": said["query"], "passage_prefix": said["document"]}
     if (model / "sentence_bert_config.json").is_file():
         lengths = read_json(model / "sentence_bert_config.json", named)
         if length := lengths.get("document_length") or lengths.get("max_seq_length"):

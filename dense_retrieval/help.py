@@ -65,7 +65,7 @@ def text(
         head = name.rpartition(".")[0]
         lines += [""] if head != last and lines[-1] else []
         last = head
-        lines += _entry(f"{name}={value}", _meaning(field), width, 40)
+        lines += _entry(f"{name}={value}", meaning(field), width, 40)
     lines += ["", "ALSO", ""]
     for name, what in _ALSO.items():
         if groups or not name.startswith(("-m", "hydra/")):
@@ -128,7 +128,8 @@ def _value(node: DictConfig, name: str) -> str:
     return shown if len(shown) <= _VALUE_WIDTH else f"...{shown[-_VALUE_WIDTH + 3 :]}"
 
 
-def _meaning(field: Field) -> str:
+def meaning(field: Field) -> str:
+    """What a setting means, and its range."""
     limits = field.metadata.get("range")
     return field.metadata.get("meaning", "") + (f" ({limits})" if limits else "")
 

@@ -79,9 +79,12 @@ def weights_size(of: Counted) -> float:
 
 
 def dimension(of: Counted) -> float:
-    """Of a model's hidden states, likewise."""
+    """Of a model's embeddings, likewise."""
     configs = [] if of.path is None else sorted(of.path.rglob("config.json"))
     found = [json.loads(file.read_text()) for file in configs]
+    behind = [config["out_features"] for config in found if "out_features" in config]  # of linear layers
+    if behind:
+        return float(behind[-1])
     sizes = (config.get(name) for config in found for name in _HIDDEN_SIZE)
     return next((float(size) for size in sizes if size), of["dimension"])
 

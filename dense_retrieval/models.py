@@ -12,9 +12,9 @@ from dense_retrieval.hardware import hardware
 from dense_retrieval.hub import model_folder
 from dense_retrieval.nodes import outside, plain, settings
 from dense_retrieval.records import InputError
+from dense_retrieval.sentence_folder import prompts
 from dense_retrieval.stage import Outside, Settings, resolved
 from dense_retrieval.student.engine import require
-from dense_retrieval.student.sentence_folder import prompts
 from dense_retrieval.sweep import split_overrides
 
 _WEIGHTS = ("path", "revision", "adapter")  # their content is an input

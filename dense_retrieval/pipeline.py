@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.utils import instantiate
 
@@ -23,6 +23,7 @@ from dense_retrieval.hardware import asked_devices, hardware, token_limits
 from dense_retrieval.losses.loss import Loss, active
 from dense_retrieval.models import adapters, student_settings, teachers, tunes_passages
 from dense_retrieval.nodes import plain, settings
+from dense_retrieval.prepare import Labels, Part
 from dense_retrieval.records import InputError
 from dense_retrieval.stage import Folder, Later, Step, resolved
 from dense_retrieval.student.tokens import mixture_tokens
@@ -38,12 +39,6 @@ from dense_retrieval.views import (
     tokenized,
     untuned,
 )
-
-if TYPE_CHECKING:
-    pass
-
-
-from dense_retrieval.prepare import Labels, Part
 
 Log = Callable[[Mapping[str, float], int], None]  # of training's curves: values by name, and the step
 _HOW_TO_TRAIN = (
@@ -131,7 +126,6 @@ def distil(
     of_queries = {name: part.queries for name, part in parts.items()}
     of_groups = {name: of.groups for name, of in labels.items()}
     taus = c.loss.student_temperature, c.loss.teacher_temperature
-    stored = {n: embedded(part.c, part.corpus, "passages", start) for n, part in parts.items()}
     config: Any = c.loss.terms
     terms = {name: settings(config[name]) for name in active(plain(config))}
     Loss({name: instantiate(term) for name, term in terms.items()}, *taus)  # refuses what is out of range
@@ -149,7 +143,9 @@ def distil(
         {name.removesuffix(" 0"): folder for name, folder in weights.items()} if later else None,
         later.queries if later else None,
         later.corpus if later else None,
-        None if tunes_passages(c) else stored,
+        None
+        if tunes_passages(c)
+        else {n: embedded(part.c, part.corpus, "passages", start) for n, part in parts.items()},
         student=student_settings(c, *NOT_TRAINING),
         terms=terms,
         false_negative_ratio=c.loss.false_negative_ratio,
@@ -183,8 +179,8 @@ def temperatures_of(
         {name: of.groups for name, of in labels.items()},
         {name: of.candidates for name, of in labels.items()},
         {name: part.queries for name, part in parts.items()},
-        {name: embedded(c, part.queries, "queries", start) for name, part in parts.items()},
-        {name: embedded(c, part.corpus, "passages", start) for name, part in parts.items()},
+        {name: embedded(part.c, part.queries, "queries", start) for name, part in parts.items()},
+        {name: embedded(part.c, part.corpus, "passages", start) for name, part in parts.items()},
         student=c.loss.student_temperature,
         teacher=c.loss.teacher_temperature,
     )

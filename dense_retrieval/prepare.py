@@ -22,9 +22,7 @@ from dense_retrieval.queries.write import write
 from dense_retrieval.records import Asked, CandidateList, Corpus, Groups, TestSet
 from dense_retrieval.stage import Step
 from dense_retrieval.synthetic import WHAT_IS_ASKED, cleaned, filtered, is_language_model, language_model
-from dense_retrieval.views import (
-    corpus_of,
-)
+from dense_retrieval.views import corpus_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 def spent(store: Store, chain: Chain) -> dict[str, list[Point]]:
     """By corpus, how a budget of queries was spent."""
     found = {}
-    for title, spent in ((title, part.spent) for title, part in chain.parts.items()):
-        if spent is None:
+    for title, part in chain.parts.items():
+        if part.spent is None:
             continue
-        store.build(*spent.curve)
-        found[title] = [store.load(point) for point in spent.curve]
+        store.build(*part.spent.curve)
+        found[title] = [store.load(point) for point in part.spent.curve]
         log.info("%s", f"{title} the budget of queries:\n{report.curve(found[title])}".strip())
     return found
 
@@ -82,8 +82,8 @@ def engine_cost(store: Store, chain: Chain, title: str, untuned: CandidateList) 
         store.build(exact, *steps)
         cosines[name.partition("_")[0]] = agreement.cosine(*map(store.load, steps))
     rankings = {agreement.TORCH: store.load(exact), engine: untuned}
-    measured = measure(qrels(store, chain.tests[title]), rankings, c.evaluation.metrics, {})
-    found = agreement.cost(engine, cosines, measured)
+    values = measure(qrels(store, chain.tests[title]), rankings, c.evaluation.metrics, {})
+    found = agreement.cost(engine, cosines, values)
     log.info("%s", agreement.line(found, c.evaluation.metrics[0]))
     return found
 

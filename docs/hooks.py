@@ -10,8 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from dense_retrieval import help
 from dense_retrieval.config import GROUPS, Config
-from dense_retrieval.schemas import setting
 
 ROOT = Path(__file__).resolve().parents[1]
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):<code>~?([\w.]+)</code>")
@@ -90,8 +90,6 @@ def _table(of: Any, prefix: str) -> list[str]:
             continue
         shown = "" if default == "???" else "null" if default is None else default
         shown = str(shown).lower() if isinstance(shown, bool) else shown
-        meaning = str(f.metadata.get("meaning", "")).replace("|", "\\|")
-        limits = f.metadata.get("range")
-        limits = f" ({limits})" if isinstance(limits, setting.Range) else ""
-        rows.append(f"| `{prefix}{f.name}` | {f'`{shown}`' if shown != '' else ''} | {meaning}{limits} |")
+        said = help.meaning(f).replace("|", "\\|")
+        rows.append(f"| `{prefix}{f.name}` | {f'`{shown}`' if shown != '' else ''} | {said} |")
     return rows

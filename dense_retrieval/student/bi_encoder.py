@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from dense_retrieval import sentence_folder
 from dense_retrieval.hub import ENCODER, load_config, load_model, model_folder, transformer_folder
 from dense_retrieval.matmul import fastest_matmul
 from dense_retrieval.records import InputError
-from dense_retrieval.student import sentence_folder
 from dense_retrieval.student.tokenizer import ends_texts, student_tokenizer
 from dense_retrieval.student.tokens import longest
 

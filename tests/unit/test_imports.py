@@ -23,6 +23,7 @@ LAYERS = [
         "help",
         "tracking",
         "hub",
+        "sentence_folder",
         "sweep",
         "ranks",
     ],
