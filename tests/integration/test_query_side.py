@@ -192,6 +192,9 @@ KEPT = {
     "rounds": ["rounds=3", "rounds_from=tuned"],
     "a mixture": ["data=mixture", MIXTURE],
     "another engine": ["student.engine=openvino"],
+    "a mixture and an engine that reads passages": [
+        *("data=mixture", MIXTURE, "student.engine=openvino_int8"),
+    ],
     "scored later": ["groups.scored_before=5"],
 }
 

@@ -18,9 +18,11 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaTokenizer
 
 from dense_retrieval.config import CONF
+from dense_retrieval.hub import dimension
 from dense_retrieval.models import adapters, prefixes, student_settings
 from dense_retrieval.nodes import corpora
 from dense_retrieval.records import InputError
+from dense_retrieval.stage import Counted
 from dense_retrieval.student.adapters import adapt, merge
 from dense_retrieval.student.bi_encoder import BiEncoder
 from dense_retrieval.student.encode import encode
@@ -223,7 +225,9 @@ def test_linear_layers_after_the_pooling(encoder_folder, tmp_path):
     after = [Dense(16, 24, bias=False, activation_function=nn.Identity()), Dense(24, 8), Normalize()]
     folder = sentence_folder(encoder_folder, tmp_path / "theirs", Pooling(16, "mean"), *after)
     student = BiEncoder.load(str(folder), pooling="mean", passage_length=32)
-    assert student.dimension == 8
+    before = Counted()
+    before.path = folder
+    assert student.dimension == 8 == dimension(before)  # known before it is loaded
     ours = embedded(student, TEXTS, 32, "", tmp_path / "ours")
     np.testing.assert_allclose(SentenceTransformer(str(folder), device="cpu").encode(TEXTS), ours, atol=1e-5)
     export(student, tmp_path / "model", "")
