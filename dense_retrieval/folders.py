@@ -27,7 +27,7 @@ def offer(words: Sequence[str]) -> None:
     """Make a choice of each folder that a command line's ``student=`` names.
 
     Raises:
-        InputError: it is a run that did not finish, or holds no model.
+        InputError: there is no such folder; it is a run that did not finish, or holds no model.
     """
     for word in words:
         if not word.lstrip("+").startswith("student="):
@@ -39,6 +39,8 @@ def offer(words: Sequence[str]) -> None:
         swept = override.is_sweep_override()
         for name in map(str, override.sweep_string_iterator() if swept else [override.value()]):
             folder = Path(name)
+            if "/" in name and not folder.is_dir():
+                raise InputError(f"student={name}: there is no such folder")
             if folder.is_dir() and not Path(CONF, "student", f"{name}.yaml").is_file():
                 parts = [part for part in f"student/{name}".split("/") if part]  # as Hydra looks it up
                 store, node = ConfigStore.instance().store, student(folder)

@@ -63,6 +63,8 @@ def test_what_is_no_model_is_refused(finished_run, tmp_path):
         folders.student(finished_run)
     with pytest.raises(InputError, match="is no run and holds no model"):
         folders.offer([f"student={tmp_path / 'runs'}"])
+    with pytest.raises(InputError, match="student=runs/nowhere: there is no such folder"):
+        folders.offer(["-m", "student=all_minilm,runs/nowhere"])
 
 
 def test_a_run_of_queries_alone_is_refused_as_its_passages_are_another_model_s(finished_run):
