@@ -1,4 +1,4 @@
-"""Queries that somebody made before, from a JSON-lines file."""
+"""Queries that somebody made before, from a JSON-lines file, also compressed (`.gz`, `.zst`)."""
 
 from __future__ import annotations
 

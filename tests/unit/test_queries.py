@@ -1,5 +1,6 @@
 """Cleaning, drawing, and reading queries."""
 
+import gzip
 import itertools
 import json
 from collections import Counter
@@ -198,6 +199,14 @@ def test_bad_lines_are_named(tmp_path, line, message):
         "source": 0,
         "finish": "stop",
     }
+
+
+def test_a_compressed_file_is_read_as_it_was(tmp_path):
+    passages = Dataset.from_dict({"id": ["p0"], "title": [""], "text": ["t"]}, features(PASSAGES))
+    line = json.dumps({"passage_id": "p0", "querytype": "web", "text": "größer"}).encode()
+    (plain := tmp_path / "queries.jsonl").write_bytes(line)
+    (packed := tmp_path / "queries.jsonl.gz").write_bytes(gzip.compress(line))
+    assert files.read(str(packed), passages)[:] == files.read(str(plain), passages)[:]
 
 
 def test_no_file_names_the_overrides_that_work():
