@@ -1,5 +1,9 @@
 """The index that is made part by part against the one that bm25s makes at once, byte for byte."""
 
+import os
+import subprocess
+import sys
+
 import bm25s
 import numpy as np
 import pytest
@@ -47,3 +51,21 @@ def test_an_index_in_parts_is_searched_as_one_in_memory(tmp_path):
 def test_of_no_word_nothing_is_written(tmp_path):
     assert build.write_index(tmp_path, [["the", ""]], k1=1.5, b=0.75) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_jax_that_bm25s_tries_leaves_the_gpu_its_memory(tmp_path):
+    jax = tmp_path / "jax"
+    jax.mkdir()
+    (jax / "__init__.py").write_text("")
+    (jax / "lax.py").write_text(
+        "import os\ndef top_k(*_):\n    print('preallocate', os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))\n"
+    )
+    others = {name: value for name, value in os.environ.items() if not name.startswith("XLA")}
+    tried = subprocess.run(
+        [sys.executable, "-c", "import dense_retrieval.candidates.bm25"],
+        env=others | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tried.stdout == "preallocate false\n"
