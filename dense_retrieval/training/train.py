@@ -32,13 +32,29 @@ _SPEED = (
 
 
 def _most(
-    groups: Counted, weights: Counted, stored: list[Counted] | None, trainer: dict[str, Any], **_: Any
+    groups: Counted,
+    passages: Counted,
+    weights: Counted,
+    stored: list[Counted] | None,
+    trainer: dict[str, Any],
+    **_: Any,
 ) -> dict[str, float]:
     """Passages read, or queries where these alone are, if training does not stop early; what the student will be."""
     student = {"bytes": weights_size(weights), "dimension": dimension(weights)}
-    epochs = trainer["max_epochs"]
-    read = {"queries": groups["groups"]} if stored else {"passages": groups["pairs"]}
-    return {unit: n * epochs for unit, n in read.items()} | student
+    n, pairs = groups["groups"], groups["pairs"]
+    read = (
+        {"queries": n}
+        if stored
+        else {"passages": in_an_epoch(n, pairs, trainer["batch_size"], passages["texts"])}
+    )
+    return {unit: n * trainer["max_epochs"] for unit, n in read.items()} | student
+
+
+def in_an_epoch(groups: float, pairs: float, batch_size: int, passages: float) -> float:
+    """Passages read in an epoch, at most: in each step those of its groups, but none of the corpus twice."""
+    steps, rest = divmod(groups, batch_size)
+    each = pairs / groups if groups else 0.0
+    return steps * min(batch_size * each, passages) + min(rest * each, passages)
 
 
 @stage(lambda folder: folder, name="training", version=2, speed=_SPEED, forecast=_most)
@@ -178,6 +194,8 @@ def train(
     export(learner, folder / "model", "", matryoshka)
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()
-    read = {"queries": len(groups.load().query)} if stored else {"passages": groups.load().passages.size}
+    n, pairs = len(groups.load().query), groups.load().passages.size
+    of_each = in_an_epoch(n, pairs, trainer["batch_size"], len(passages.load().lengths))
+    read = {"queries": n} if stored else {"passages": round(of_each)}
     counts = {unit: n * summary["epochs"] for unit, n in read.items()}
     return counts | {"best_epoch": summary["best_epoch"], "steps": summary["steps"]}

@@ -15,6 +15,7 @@ from dense_retrieval.plan import Line
 from dense_retrieval.stage import Counts, Folder, Outside, stage
 from dense_retrieval.store import Store
 from dense_retrieval.student.export_engine import exported
+from dense_retrieval.training.train import in_an_epoch
 
 
 def nothing(folder: Path) -> None:
@@ -219,3 +220,12 @@ def test_what_an_exported_student_takes_on_disk(store, models):
         for engine in ("openvino", "onnx_int8", "openvino_int8")
     ]
     assert sizes == [5, 5, 1.25]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "read"),
+    [(2, 20 + 20 + 10), (3, 25 + 20), (5, 25), (1000, 25)],  # five groups of ten of a corpus of 25 passages
+)
+def test_an_epoch_reads_a_steps_passages_once(batch_size, read):
+    assert in_an_epoch(5, 50, batch_size, 25) == read
+    assert math.isnan(in_an_epoch(math.nan, math.nan, batch_size, 25))
