@@ -63,16 +63,16 @@ def write_comparison(
     console = Console()
     for shown in tables.terminal(comparison, console):
         console.print(shown, highlight=False)
-    console.print(tables.note(comparison), highlight=False)
+    console.print(tables.note(comparison), highlight=False, markup=False)
     for problem in problems:
-        console.print(f"left out: {problem}", style="yellow", highlight=False)
+        console.print(f"left out: {problem}", style="yellow", highlight=False, markup=False)
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.md").write_text(tables.markdown(comparison), encoding="utf-8")
     (output / "comparison.tex").write_text(tables.latex(comparison), encoding="utf-8")
     comparison.table.to_csv(output / "comparison.csv", index=False)
     html = page.render(comparison, problems)
     (output / "comparison.html").write_text(html, encoding="utf-8")
-    console.print(f"written: {output}/comparison.html, .md, .tex, .csv")
+    console.print(f"written: {output}/comparison.html, .md, .tex, .csv", markup=False)
     projects = [run.project for run in comparison.runs if run.project]
     if projects:
         of = paths[0].resolve().name

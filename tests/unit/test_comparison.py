@@ -607,6 +607,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         main()
 
 
+def test_a_list_as_the_baseline_is_named_whole(tmp_path, monkeypatch, capsys):
+    for number, types in enumerate((["human"], ["claim", "web"])):
+        values = np.random.default_rng(number).random((2, 30))
+        systems = {"untuned student": values[0], "tuned student": values[1]}
+        write_run(tmp_path / str(number), {"querytype.types": types}, systems)
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path), "--baseline", "querytype.types=[human]"])
+    main()
+    assert "Differences to querytype.types=[human] with" in capsys.readouterr().out
+
+
 def test_the_queries_that_moved_most(tmp_path):
     with_facts(tmp_path)
     found = comparison(tmp_path)
