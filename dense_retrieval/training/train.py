@@ -41,13 +41,10 @@ def _most(
 ) -> dict[str, float]:
     """Passages read, or queries where these alone are, if training does not stop early; what the student will be."""
     student = {"bytes": weights_size(weights), "dimension": dimension(weights)}
-    n, pairs = groups["groups"], groups["pairs"]
-    read = (
-        {"queries": n}
-        if stored
-        else {"passages": in_an_epoch(n, pairs, trainer["batch_size"], passages["texts"])}
-    )
-    return {unit: n * trainer["max_epochs"] for unit, n in read.items()} | student
+    n, pairs, epochs = groups["groups"], groups["pairs"], trainer["max_epochs"]
+    if stored:
+        return {"queries": n * epochs} | student
+    return {"passages": in_an_epoch(n, pairs, trainer["batch_size"], passages["texts"]) * epochs} | student
 
 
 def in_an_epoch(groups: float, pairs: float, batch_size: int, passages: float) -> float:
@@ -194,8 +191,9 @@ def train(
     export(learner, folder / "model", "", matryoshka)
     for name in ("last.ckpt", "best.safetensors"):
         (folder / name).unlink()
-    n, pairs = len(groups.load().query), groups.load().passages.size
-    of_each = in_an_epoch(n, pairs, trainer["batch_size"], len(passages.load().lengths))
-    read = {"queries": n} if stored else {"passages": round(of_each)}
-    counts = {unit: n * summary["epochs"] for unit, n in read.items()}
-    return counts | {"best_epoch": summary["best_epoch"], "steps": summary["steps"]}
+    n, pairs, epochs = len(groups.load().query), groups.load().passages.size, summary["epochs"]
+    counts = {"best_epoch": summary["best_epoch"], "steps": summary["steps"]}
+    if stored:
+        return {"queries": n * epochs} | counts
+    read = in_an_epoch(n, pairs, trainer["batch_size"], len(passages.load().lengths))
+    return {"passages": round(read) * epochs} | counts
